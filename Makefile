@@ -1,0 +1,52 @@
+# Two commands matter: `make notebooks` runs the series, `make test` runs every test.
+# Needed: Python 3.11 or newer with venv, and make. Another Python: make PYTHON=python3.12 notebooks
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help notebooks test lab lint format refresh clean
+
+help:
+	@echo "make notebooks   run the series headless; executed copies and HTML pages go to build/"
+	@echo "make test        run all tests: tests/ and every notebook"
+	@echo "make lab         open the series in JupyterLab"
+	@echo "make lint        check style        make format   repair it"
+	@echo "make refresh     run the notebooks in place, to commit their outputs"
+	@echo "make clean       remove build/ and caches (the environment stays in $(VENV))"
+
+# Installed once, and again whenever the requirements change.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+		"bitlab needs Python 3.11 or newer, and $(PYTHON) is older: try make PYTHON=python3.12")'
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebooks,minilm,dev]'
+	@touch $@
+
+notebooks: $(INSTALLED)
+	@$(BIN)/python -m bitlab.series run
+
+refresh: $(INSTALLED)
+	@$(BIN)/python -m bitlab.series refresh
+
+test: lint
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 notebooks
+
+lab: $(INSTALLED)
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "style: run make format"; exit 1; }
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
+	find bitlab tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

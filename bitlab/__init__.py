@@ -1,0 +1,34 @@
+"""bitlab: a laboratory for 1-bit transformers."""
+
+import importlib
+
+from bitlab.config import BitConfig
+from bitlab.convert import binarize, set_precision
+from bitlab.errors import BitlabError
+from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+
+__version__ = "0.1.0"
+
+# Data and training import datasets and accelerate, which take seconds: they load when first asked for.
+_LAZY = {
+    "load_glue": "bitlab.data",
+    "load_squad": "bitlab.data",
+    "DistillationTrainer": "bitlab.distillation",
+}
+
+__all__ = [
+    "BinaryEmbedding",
+    "BinaryLinear",
+    "BitConfig",
+    "BitlabError",
+    "ElasticBinarizer",
+    "binarize",
+    "set_precision",
+    *_LAZY,
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'bitlab' has no attribute {name!r}")

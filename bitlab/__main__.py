@@ -1,0 +1,5 @@
+import sys
+
+from bitlab.cli import main
+
+sys.exit(main())

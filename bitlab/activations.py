@@ -1,0 +1,116 @@
+"""What flows through a model: statistics of the tensors that its binarizers or linear layers are given."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bitlab.errors import BitlabError
+from bitlab.layers import ElasticBinarizer
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One tensor, seen once.
+
+    mean, std: of the real values that came in.
+    positive: share of entries above the threshold: bits that are +1 (codes above zero where there are more
+        bits).
+    entropy: of the codes, in bits: 1.0 where both values of a bit are equally frequent, 0.0 where all are
+        the same.
+    alpha: the binarizer's scale; None for a linear layer.
+    tensor: the real values themselves, detached, if `record(..., keep=True)`.
+    """
+
+    mean: float
+    std: float
+    positive: float
+    entropy: float
+    alpha: float | None = None
+    tensor: Tensor | None = None
+
+
+@contextmanager
+def record(model: nn.Module, kinds=ElasticBinarizer, names: str = "", keep: bool = False) -> Iterator[dict]:
+    """Watch the inputs of a model's binarizers or layers while the block runs.
+
+        with record(model, names="layer.0") as seen:
+            model(**batch)
+        seen["bert.encoder.layer.0.attention.self.probs_binarizer"][-1].entropy
+
+    Args:
+        model: any module, in training or not.
+        kinds: the classes to watch: ElasticBinarizer (the input of every binarizer, before its threshold),
+            or for instance nn.Linear (there a "bit" is the sign of the input, which is what plain sign would
+            make of it).
+        names: watch only modules whose name contains this.
+        keep: keep the tensors too (memory: every one of them, every call).
+    Yields: a dict from module name to its list of Snapshots, one a call, in order. Padding tokens count like
+        others.
+    Raises: BitlabError if there is nothing to watch.
+    """
+    watched = {name: module for name, module in model.named_modules() if isinstance(module, kinds) and names in name}
+    if not watched:
+        kind = getattr(kinds, "__name__", kinds)
+        raise BitlabError(
+            f"no {kind} with {names!r} in its name in this {type(model).__name__}: "
+            f"binarize the model first, or record kinds=nn.Linear"
+        )
+    seen: dict[str, list[Snapshot]] = {name: [] for name in watched}
+    with ExitStack() as cleanup:
+        for name, module in watched.items():
+            cleanup.callback(_watch(module, seen[name], keep))
+        yield seen
+
+
+def _watch(module: nn.Module, snapshots: list[Snapshot], keep: bool):
+    """Append a Snapshot at every call of the module; returns what undoes it."""
+    if not isinstance(module, ElasticBinarizer):
+
+        def look(module, inputs):
+            snapshots.append(snapshot(inputs[0], keep=keep))
+
+        return module.register_forward_pre_hook(look).remove
+
+    # Layers and attention ask their binarizers for codes rather than calling them, so a forward hook would
+    # see nothing.
+    def codes(x: Tensor):
+        result, scale = type(module).codes(module, x)
+        codes = result if module.bits != 32 else None
+        snapshots.append(snapshot(x, codes, float(scale), keep))
+        return result, scale
+
+    module.codes = codes
+    return partial(delattr, module, "codes")
+
+
+@torch.no_grad()
+def snapshot(x: Tensor, codes: Tensor | None = None, alpha: float | None = None, keep: bool = False) -> Snapshot:
+    """Statistics of one tensor of any shape, and of its codes (the signs of x if None)."""
+    x = x.detach()
+    codes = (x >= 0).to(x.dtype) if codes is None else codes.detach()
+    shares = torch.unique(codes, return_counts=True)[1].double() / codes.numel()
+    return Snapshot(
+        mean=x.mean().item(),
+        std=x.std(correction=0).item(),
+        positive=(codes > 0).double().mean().item(),
+        entropy=-(shares * shares.log2()).sum().item() + 0.0,
+        alpha=alpha,
+        tensor=x.clone() if keep else None,
+    )
+
+
+def table(seen: dict[str, list[Snapshot]]) -> str:
+    """The last snapshot of every module as text, one line a module."""
+    width = max(map(len, seen))
+    lines = [f"{'module':{width}}  {'mean':>7}  {'std':>6}  {'+1':>6}  {'entropy':>7}  {'alpha':>6}"]
+    for name, snapshots in seen.items():
+        if snapshots:
+            last = snapshots[-1]
+            alpha = f"{last.alpha:6.3f}" if last.alpha is not None else "     -"
+            row = f"{last.mean:7.3f}  {last.std:6.3f}  {last.positive:6.1%}  {last.entropy:7.3f}  {alpha}"
+            lines.append(f"{name:{width}}  {row}")
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""Attention on bits: one function, registered with transformers under the name "bitlab".
+
+The attention module projects q, k, v and calls the registered function with itself as the first argument, so binary
+attention needs four submodules on each attention module (`convert.py` puts them there) and no copy of a model.
+Without those submodules the same function is ordinary attention, which is what a float teacher runs.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+NAME = "bitlab"
+
+
+def binary_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    attention_scores: list | None = None,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt(d) + mask) v, with q, k, v in {-a, +a} and the probabilities in {0, a} (BiT, section 3.1).
+
+    The probabilities are binarized after the softmax and its dropout. Products are of codes, scales come after.
+
+    Args:
+        module: the attention module, carrying query_binarizer, key_binarizer, value_binarizer and probs_binarizer
+            (or none of them: then nothing is quantized).
+        query, key, value: (batch, heads, length, head_dim).
+        attention_mask: additive, broadcastable to (batch, heads, length, length), or None.
+        attention_scores: a list to which the scores before mask and softmax are appended, one tensor a layer. Pass it
+            through the model: `model(**inputs, attention_scores=scores)`.
+    Returns: context (batch, length, heads, head_dim) and the probabilities as used, (batch, heads, length, length).
+    """
+    q, q_scale = _codes(module, "query_binarizer", query)
+    k, k_scale = _codes(module, "key_binarizer", key)
+    v, v_scale = _codes(module, "value_binarizer", value)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    scores = torch.matmul(q, k.transpose(2, 3)) * (q_scale * k_scale * scaling)
+    if attention_scores is not None:
+        attention_scores.append(scores)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probs = nn.functional.dropout(scores.softmax(dim=-1), dropout, module.training)
+    p, p_scale = _codes(module, "probs_binarizer", probs)
+    context = torch.matmul(p, v) * (p_scale * v_scale)
+    return context.transpose(1, 2).contiguous(), p * p_scale
+
+
+def _codes(module: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor | float]:
+    binarizer = getattr(module, name, None)
+    if binarizer is None:
+        return x, 1.0
+    if binarizer.channels is None:
+        return binarizer.codes(x)
+    # thresholds belong to channels, so heads are joined for the binarizer: views, nothing is copied
+    batch, heads, length, width = x.shape
+    codes, scale = binarizer.codes(x.transpose(1, 2).reshape(batch, length, heads * width))
+    return codes.view(batch, length, heads, width).transpose(1, 2), scale
+
+
+# The mask function must be registered beside the attention function: without it transformers passes no mask at all.
+AttentionInterface.register(NAME, binary_attention)
+AttentionMaskInterface.register(NAME, eager_mask)

@@ -1,0 +1,99 @@
+"""The command line: `bitlab doctor | glue TASK | ...`, also `python -m bitlab`.
+
+Exit code 0, or 2 with one line on standard error for bad input.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+
+from bitlab.errors import BitlabError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints cut down to the one line that matters."""
+
+    def error(self, message):
+        raise BitlabError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.command(options)
+    except BitlabError as error:
+        print("bitlab:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bitlab: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="bitlab", description="A laboratory for 1-bit transformers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    doctor = commands.add_parser("doctor", help="what is installed and found here, and what to do about the rest")
+    doctor.set_defaults(command=_doctor)
+    glue = commands.add_parser("glue", help="run one GLUE experiment from data to result file")
+    glue.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
+    _add_experiment_options(glue)
+    glue.set_defaults(command=_glue)
+    return parser
+
+
+def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="sample", help="sample, minilm, a hub id or a folder (default: sample)")
+    add("--data", default="auto", help="auto, sample, hub or a folder of original files (default: auto)")
+    add("--schedule", default="W1A2 -> W1A1", help="precisions after full precision (default: 'W1A2 -> W1A1')")
+    add("--method", default="bit", help="bit or bit-released (default: bit)")
+    add("--preset", default="quick", help="quick or full: the size of the budget (default: quick)")
+    add("--seed", type=int, default=0)
+    add("--max-steps", type=int, help="at most so many optimizer steps a stage, the teacher's included")
+    add("--teacher", help="a fine-tuned full-precision model, instead of fine-tuning one")
+    add("--train-examples", type=int, help="use only the first so many training examples")
+    add("--epochs", type=float, help="of each distillation stage")
+    add("--batch-size", type=int, help="of each distillation stage")
+    add("--learning-rate", type=float, help="of each distillation stage")
+    add("--teacher-epochs", type=float, help="of the teacher's fine-tuning")
+    add("--teacher-learning-rate", type=float, help="of the teacher's fine-tuning")
+    add(
+        "--alpha",
+        default="reinit",
+        help="scales at a stage change: reinit, carry or rescale (default: reinit)",
+    )
+    add("--stage-teacher", default="previous", help="previous, full or both (default: previous)")
+    add("--selection", default="last", help="last: dev is used once; best: best of ten dev evaluations")
+    add("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
+    add("--again", action="store_true", help="run even if the folder holds the finished result")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _glue(options: argparse.Namespace) -> int:
+    from bitlab.experiments import Experiment, run
+    from bitlab.tasks import get_glue_task
+
+    get_glue_task(options.task)
+    names = {field.name for field in fields(Experiment)}
+    experiment = Experiment(**{key: value for key, value in vars(options).items() if key in names})
+    result = run(experiment, options.output, options.again, report=lambda line: print(line, file=sys.stderr))
+    print(json.dumps(result, indent=1) if options.json else _table(result))
+    return 0
+
+
+def _table(result: dict) -> str:
+    lines = [f"{result['task']} · {result['model']} · data: {result['data']} · seed {result['seed']}"]
+    for stage in result["stages"]:
+        metrics = "  ".join(f"{name} {value:.3f}" for name, value in stage["metrics"].items())
+        lines.append(f"  {stage['precision']:7} {stage['score']:.3f}   {metrics}   ({stage['steps']} steps)")
+    return "\n".join(lines)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from bitlab.doctor import findings
+
+    for finding in findings():
+        print(finding)
+    return 0

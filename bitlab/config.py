@@ -1,0 +1,88 @@
+"""What a binary model is: its precision and options, stored in config.json as `quantization_config`."""
+
+import re
+
+from transformers.quantizers.auto import register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from bitlab.binarizers import ACTIVATION_BITS
+from bitlab.errors import BitlabError
+
+WEIGHT_BITS = (1, 32)
+
+
+def parse_precision(text: str) -> tuple[int, int]:
+    """ "W1A2" -> (1, 2): bits of weights and activations. Anything else is a BitlabError."""
+    match = re.fullmatch(r"\s*W(\d+)A(\d+)\s*", str(text), flags=re.IGNORECASE)
+    if not match:
+        raise BitlabError(f"{text!r} is no precision: write W<weight bits>A<activation bits>, for instance W1A1")
+    weight_bits, activation_bits = int(match[1]), int(match[2])
+    check_precision(weight_bits, activation_bits)
+    return weight_bits, activation_bits
+
+
+def check_precision(weight_bits: int, activation_bits: int) -> None:
+    """Raise a BitlabError for a precision that does not exist."""
+    if weight_bits not in WEIGHT_BITS or activation_bits not in (*ACTIVATION_BITS, 32):
+        raise BitlabError(
+            f"precision W{weight_bits}A{activation_bits} does not exist: "
+            f"weights have 1 or 32 bits, activations 1, 2, 4, 8 or 32"
+        )
+
+
+@register_quantization_config("bitlab")
+class BitConfig(QuantizationConfigMixin):
+    """Precision and options of a binary model.
+
+    Args:
+        weight_bits: bits of the linear layers' weights, 1 or 32.
+        activation_bits: bits of their inputs and of the attention's q, k, v and probabilities: 1, 2, 4, 8 or 32.
+        embedding_bits: bits of the word embedding, 1 or 32; as the weights if None.
+        method: the binarization method, "bit".
+        modules_to_not_convert: parts of module names that stay float, for instance ["pooler"].
+        history: the precisions that training went through, "W32A32 -> W1A2"; set by schedules.
+    """
+
+    def __init__(
+        self,
+        weight_bits: int = 1,
+        activation_bits: int = 1,
+        embedding_bits: int | None = None,
+        method: str = "bit",
+        modules_to_not_convert: list[str] | None = None,
+        history: str | None = None,
+        **kwargs,
+    ):
+        kwargs.pop("quant_method", None)
+        if kwargs:
+            raise BitlabError(f"BitConfig has no option {', '.join(map(repr, kwargs))}")
+        check_precision(weight_bits, activation_bits)
+        if embedding_bits not in (None, *WEIGHT_BITS):
+            raise BitlabError(f"an embedding of {embedding_bits} bits does not exist: choose 1 or 32")
+        if method != "bit":
+            raise BitlabError(f"method {method!r} does not exist: choose 'bit'")
+        self.quant_method = "bitlab"
+        self.weight_bits, self.activation_bits, self.embedding_bits = (
+            weight_bits,
+            activation_bits,
+            embedding_bits,
+        )
+        self.method = method
+        self.modules_to_not_convert = modules_to_not_convert
+        self.history = history
+
+    @classmethod
+    def from_precision(cls, precision: str, **options) -> "BitConfig":
+        """`BitConfig.from_precision("W1A2")` is `BitConfig(weight_bits=1, activation_bits=2)`."""
+        weight_bits, activation_bits = parse_precision(precision)
+        return cls(weight_bits, activation_bits, **options)
+
+    @property
+    def precision(self) -> str:
+        """For instance "W1A2"."""
+        return f"W{self.weight_bits}A{self.activation_bits}"
+
+    @property
+    def word_embedding_bits(self) -> int:
+        """Bits of the word embedding: `embedding_bits`, or those of the weights."""
+        return self.embedding_bits or self.weight_bits

@@ -1,0 +1,199 @@
+"""Make an encoder binary, change its precision, and plug both into transformers' `from_pretrained`.
+
+Layers are found by structure, not by model name: an attention module is one with three linear layers called
+`query, key, value` (BERT, RoBERTa, ELECTRA and their many relatives) or `q_lin, k_lin, v_lin` (DistilBERT).
+"""
+
+import copy
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from bitlab import attention
+from bitlab.binarizers import levels
+from bitlab.config import BitConfig, parse_precision
+from bitlab.errors import BitlabError
+from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+
+PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+ACTIVATIONS = {
+    "intermediate_act_fn": "hidden_act",
+    "activation": "activation",
+}  # module attribute: config attribute
+AFTER_RELU = ("output.dense", "ffn.lin2")  # layers whose input is the feed-forward's ReLU output
+NOT_AFTER_RELU = ("attention.output.dense",)
+ALPHA_POLICIES = ("carry", "reinit", "rescale")
+
+
+def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrainedModel:
+    """Make a Hugging Face encoder binary, in place.
+
+    Its linear layers (those of the head excepted: the classifier, or the span or token head, stays float) become
+    `BinaryLinear`, its word embedding `BinaryEmbedding`, its feed-forward activation ReLU; its attention modules get
+    `query_binarizer`, `key_binarizer`, `value_binarizer`, `probs_binarizer` and run `bitlab.attention`. The latent
+    weights are the model's own parameters. Alphas are initialised by the first batch in training mode.
+
+    Args:
+        model: BERT, RoBERTa, ELECTRA, DistilBERT or a relative with the same layer names, with any head or none.
+        config: precision and options; W1A1 if None.
+    Returns: the same model, with a copy of `config` as `model.config.quantization_config`.
+    Errors: BitlabError if the model is binary already or not built as bitlab expects.
+    """
+    config = copy.deepcopy(config) if config else BitConfig()  # it will follow this model's precision, nobody else's
+    if not isinstance(model, PreTrainedModel):
+        raise BitlabError(f"binarize takes a transformers model, not a {type(model).__name__}")
+    if any(isinstance(m, BinaryLinear) for m in model.modules()):
+        raise BitlabError("this model is binary already: change its precision with set_precision(model, 'W1A2')")
+    _own_config(model)
+    _replace_modules(model, config)
+    model.config.quantization_config = config
+    return model
+
+
+def set_precision(model: PreTrainedModel, precision: str, alpha: str = "reinit") -> PreTrainedModel:
+    """Change the precision of a binary model in place; latent weights, biases and thresholds stay.
+
+    Args:
+        model: the result of `binarize` or of loading a binary checkpoint.
+        precision: for instance "W1A2".
+        alpha: what becomes of the scales where the number of levels changes: "reinit" (the next batch in training
+            mode initialises them again), "carry" (they stay) or "rescale" (they follow the initial value's formula:
+            multiplied by sqrt(Qp_old / Qp_new)). A scale that was never initialised always is.
+    Returns: the same model.
+    """
+    weight_bits, activation_bits = parse_precision(precision)
+    if alpha not in ALPHA_POLICIES:
+        raise BitlabError(f"alpha policy {alpha!r} does not exist: choose one of {', '.join(ALPHA_POLICIES)}")
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, BitConfig):
+        raise BitlabError("this model is not binary: call binarize(model) first")
+    for module in model.modules():
+        if isinstance(module, ElasticBinarizer) and module.bits != activation_bits:
+            _change_bits(module, activation_bits, alpha)
+        elif isinstance(module, BinaryLinear):
+            module.weight_bits = weight_bits
+        elif isinstance(module, BinaryEmbedding):
+            module.weight_bits = config.embedding_bits or weight_bits
+    config.weight_bits, config.activation_bits = weight_bits, activation_bits
+    return model
+
+
+def _change_bits(binarizer: ElasticBinarizer, bits: int, policy: str) -> None:
+    if 32 in (bits, binarizer.bits) or policy == "reinit":
+        binarizer.forget_alpha()
+    elif policy == "rescale":
+        old, new = (levels(b, binarizer.signed)[1] for b in (binarizer.bits, bits))
+        binarizer.alpha.data *= (old / new) ** 0.5
+    binarizer.set_bits(bits)
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """A config may serve several models; what is written into it here is about this one."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
+
+
+def _replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
+    encoder, prefix = model.base_model, model.base_model_prefix
+    modules = {name: module for name, module in encoder.named_modules() if not _skipped(f"{prefix}.{name}", config)}
+    attentions = [module for module in modules.values() if projections(module)]
+    feed_forwards = [found for module in modules.values() if (found := _activation(module, model.config))]
+    if not attentions or len(attentions) != len(feed_forwards):
+        raise BitlabError(
+            f"{type(model).__name__} is not built as bitlab expects ({len(attentions)} attention modules with "
+            f"{' or '.join('/'.join(p) for p in PROJECTIONS)}, {len(feed_forwards)} feed-forward activations): "
+            f"binarize BERT, RoBERTa, ELECTRA, DistilBERT or a relative"
+        )
+    for module in attentions:
+        _add_attention_binarizers(module, config)
+    for module, attribute, setting in feed_forwards:
+        setattr(module, attribute, nn.ReLU())
+        setattr(model.config, setting, "relu")
+    for name, module in modules.items():
+        if type(module) is nn.Linear:
+            signed = not name.endswith(AFTER_RELU) or name.endswith(NOT_AFTER_RELU)
+            options = {
+                "weight_bits": config.weight_bits,
+                "activation_bits": config.activation_bits,
+                "signed": signed,
+            }
+            _set(encoder, name, BinaryLinear.from_linear(module, **options))
+        elif module is encoder.get_input_embeddings():
+            _set(encoder, name, BinaryEmbedding.from_embedding(module, config.word_embedding_bits))
+    model.set_attn_implementation(attention.NAME)
+
+
+def _skipped(name: str, config: BitConfig) -> bool:
+    return any(part in name for part in config.modules_to_not_convert or [])
+
+
+def _activation(module: nn.Module, config) -> tuple[nn.Module, str, str] | None:
+    """(module, attribute, config setting) of a feed-forward's activation function, if `module` holds one."""
+    for attribute, setting in ACTIVATIONS.items():
+        if hasattr(module, attribute) and hasattr(config, setting) and _holds_linear(module):
+            return module, attribute, setting
+    return None
+
+
+def projections(module: nn.Module) -> tuple[nn.Linear, ...] | None:
+    for names in PROJECTIONS:
+        layers = tuple(getattr(module, name, None) for name in names)
+        if all(isinstance(layer, nn.Linear) for layer in layers):
+            return layers
+    return None
+
+
+def _add_attention_binarizers(module: nn.Module, config: BitConfig) -> None:
+    for layer, kind in zip(projections(module), ("query", "key", "value"), strict=True):
+        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        binarizer = ElasticBinarizer(layer.out_features, config.activation_bits, signed=True, **like)
+        setattr(module, f"{kind}_binarizer", binarizer.train(module.training))
+    module.probs_binarizer = ElasticBinarizer(None, config.activation_bits, signed=False, **like).train(module.training)
+
+
+def _holds_linear(module: nn.Module) -> bool:
+    return any(isinstance(child, nn.Linear) for child in module.children())
+
+
+def _set(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(root.get_submodule(parent), child, module)
+
+
+@register_quantizer("bitlab")
+class BitQuantizer(HfQuantizer):
+    """Lets `AutoModelFor*.from_pretrained(path, quantization_config=BitConfig(...))` load a float checkpoint as a
+    binary model, and plain `from_pretrained(folder)` load a saved one. Needs nothing but `import bitlab`."""
+
+    def _process_model_before_weight_loading(self, model, **kwargs):
+        _replace_modules(model, self.quantization_config)
+        if not self.pre_quantized:  # a float checkpoint holds no scales: that is no news to report
+            expected = r"_binarizer\.(alpha|beta|initialized)$"
+            model._keys_to_ignore_on_load_missing = [*(model._keys_to_ignore_on_load_missing or ()), expected]
+        return model
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        for module in model.modules():
+            if isinstance(module, ElasticBinarizer):
+                # what a float checkpoint does not hold comes back as uninitialised memory
+                module.sync() if self.pre_quantized else module.reset()
+        return model
+
+    def is_serializable(self, *args, **kwargs):
+        return True
+
+    @property
+    def is_trainable(self):
+        return True
+
+    @property
+    def is_qat_trainable(self):
+        return True
+
+    @property
+    def is_compileable(self):
+        return True

@@ -1,0 +1,282 @@
+"""What a model costs: parameters, bits and floating-point operations, read off its modules without a run.
+
+Bits: a 1-bit weight is one bit; everything else that inference needs is a 32-bit float, including what
+binarization adds: `alpha`, `beta`, the weight scales `m` (one a layer, one a row of the word embedding).
+
+FLOPs of products, by the papers' convention: a multiply-accumulate is 2; of operands with b_w and b_a bits
+it counts `b_w b_a / 64` of that (a machine word holds 64 bits), at most 1. A 1-bit weight times a float is
+then a half: the additions without the multiplications. The papers count the two products of attention so,
+too, with b_w = 1, although both operands have b_a bits: `flops` follows them, `strict_flops` counts
+b_a b_a / 64.
+
+FLOPs of the part that stays float, which the papers do not itemise; counted here per element: LayerNorm 7
+(mean, difference, square, sum, rescale, gain, offset), the residual before it 1, softmax 5 (maximum,
+difference, exponential, sum, quotient), its scale and mask 1 each, bias 1, rescaling a product of bits 1,
+an embedding 1 (summing it up, or scaling its sign), ReLU and tanh 1, GELU 5, and a binarizer 1: a
+comparison with a threshold, counted once whatever its bits. For BERT-base at length 128 that is 0.08 G,
+hence 22.35 / 64 + 0.08 = 0.43 G for W1A1, 0.78 for W1A2, 1.48 for W1A4. The float model comes to 22.35 +
+0.07 = 22.42 G; the papers print 22.5 without a derivation.
+
+Source: the tables of BiT (arXiv 2205.13016) and BinaryBERT (arXiv 2012.15701).
+"""
+
+import re
+from dataclasses import dataclass, fields
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from bitlab.convert import ACTIVATIONS, projections
+from bitlab.errors import BitlabError
+from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+
+MIB = 8 * 2**20  # bits
+WORD = 64
+FLOAT = 32
+LAYERNORM, RESIDUAL, SOFTMAX, GELU = 7, 1, 5, 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One entry: so many numbers of one kind in one part of the model, and the operations they cause."""
+
+    part: str
+    kind: str
+    one_bit_parameters: int = 0
+    float_parameters: int = 0
+    matmul_flops: float = 0.0
+    strict_matmul_flops: float = 0.0
+    elementwise_flops: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Numbers to keep, of any width."""
+        return self.one_bit_parameters + self.float_parameters
+
+    @property
+    def bits(self) -> int:
+        return self.one_bit_parameters + FLOAT * self.float_parameters
+
+    @property
+    def mib(self) -> float:
+        """Size in MiB (2^20 bytes)."""
+        return self.bits / MIB
+
+    @property
+    def flops(self) -> float:
+        """Operations by the papers' convention, the float part included."""
+        return self.matmul_flops + self.elementwise_flops
+
+    @property
+    def strict_flops(self) -> float:
+        """As `flops`, with b_a b_a / 64 for the products of attention."""
+        return self.strict_matmul_flops + self.elementwise_flops
+
+
+class Summary:
+    """The cost of a model: printed, a table of its parts; in a notebook, the same as HTML.
+
+    Attributes: `parts` (embeddings, each layer, pooler, head) and `kinds` (1-bit weights, biases, ...), both
+    dictionaries of `Cost`; `total`, whose numbers are also here: `parameters`, `one_bit_parameters`,
+    `float_parameters`, `total_bits`, `mib`, `flops`, `matmul_flops`, `elementwise_flops`, `strict_flops`.
+    """
+
+    def __init__(self, entries: list[Cost], length: int, batch: int):
+        self.length, self.batch = length, batch
+        self.parts = _grouped(entries, "part")
+        self.kinds = _grouped(entries, "kind")
+        self.total = _sum(entries, "total", "")
+
+    def __getattr__(self, name: str):
+        if name.startswith("_") or name == "total":
+            raise AttributeError(name)
+        return getattr(self.total, name)
+
+    @property
+    def total_bits(self) -> int:
+        return self.total.bits
+
+    def compare(self, other: "Summary") -> dict[str, float]:
+        """How many times smaller and cheaper this model is than `other`: {"size": ..., "flops": ...}."""
+        return {"size": other.mib / self.mib, "flops": other.flops / self.flops}
+
+    def _table(self) -> list[list[str]]:
+        head = ["part", "parameters", "1 bit", "bits", "MiB", "GFLOPs"]
+        rows = [
+            [
+                c.part,
+                f"{c.parameters:,}",
+                f"{c.one_bit_parameters:,}",
+                f"{c.bits:,}",
+                f"{c.mib:.2f}",
+                f"{c.flops / 1e9:.3f}",
+            ]
+            for c in (*self.parts.values(), self.total)
+        ]
+        return [head, *rows]
+
+    def __str__(self) -> str:
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in table]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], self._caption()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._table()
+        cells = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
+        cells += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+        return f"<table>{''.join(cells)}<caption>{self._caption()}</caption></table>"
+
+    def _caption(self) -> str:
+        return f"FLOPs for a batch of {self.batch} at length {self.length}, by the papers' convention"
+
+
+def summary(model: PreTrainedModel, length: int = 128, batch: int = 1) -> Summary:
+    """Count parameters, bits and FLOPs of an encoder, float or binary, on any device (the meta device too).
+
+    Args:
+        model: BERT, RoBERTa, ELECTRA, DistilBERT or a relative, with any head or none, at any precision.
+        length: tokens of a sentence, padding included.
+        batch: sentences; the FLOPs are of the whole batch.
+    Returns: a `Summary`; print it, or read `.mib` and `.flops`.
+    Errors: BitlabError if length or batch is below 1, or the model is no encoder that bitlab knows.
+    """
+    if length < 1 or batch < 1:
+        raise BitlabError(f"a batch of {batch} sentences of length {length} cannot be counted: both must be 1 or more")
+    if not any(projections(module) for module in model.modules()):
+        raise BitlabError(
+            f"{type(model).__name__} has no attention modules that bitlab knows: count a BERT-like encoder"
+        )
+    return Summary(_Counter(model, length, batch).entries, length, batch)
+
+
+class _Counter:
+    """Walks the modules and collects entries; a tensor that two modules share is stored once, used twice."""
+
+    def __init__(self, model: PreTrainedModel, length: int, batch: int):
+        self.entries: list[Cost] = []
+        self.stored: set[int] = set()
+        self.model, self.length, self.batch = model, length, batch
+        base = model.base_model
+        self.encoder = {id(module) for module in base.modules()}
+        self.prefix = f"{model.base_model_prefix}." if base is not model else ""
+        # a sentence's class is read off its first token; spans and token classes off every token
+        self.head_length = 1 if type(model).__name__.endswith(("SequenceClassification", "MultipleChoice")) else length
+        for name, module in model.named_modules():
+            self._module(name, module)
+
+    def _module(self, name: str, module: nn.Module) -> None:
+        part = self._part(name, module)
+        tokens = self.batch * (1 if part == "pooler" else self.head_length if part == "head" else self.length)
+        if isinstance(module, ElasticBinarizer):
+            self._binarizer(part, module, tokens)
+        elif isinstance(module, nn.Linear):
+            self._linear(part, module, tokens)
+        elif isinstance(module, nn.Embedding):
+            self._embedding(part, module, tokens)
+        elif isinstance(module, nn.LayerNorm):
+            work = LAYERNORM + (RESIDUAL if part.startswith("layer") else 0)
+            self._add(
+                part,
+                "LayerNorm",
+                *module.parameters(),
+                elementwise_flops=work * module.weight.numel() * tokens,
+            )
+        elif projections(module):
+            self._attention(part, module)
+        else:
+            self._activation(part, module, tokens)
+            self._add(part, "other", *module.parameters(recurse=False))
+
+    def _part(self, name: str, module: nn.Module) -> str:
+        if id(module) not in self.encoder:
+            return "head"
+        inside = name.removeprefix(self.prefix)
+        if layer := re.search(r"\blayer\.(\d+)\b", inside):
+            return f"layer {layer[1]}"
+        return "pooler" if inside.startswith("pooler") else "embeddings"
+
+    def _linear(self, part: str, layer: nn.Linear, tokens: int) -> None:
+        weight_bits = getattr(layer, "weight_bits", FLOAT)
+        activation_bits = layer.input_binarizer.bits if isinstance(layer, BinaryLinear) else FLOAT
+        macs = layer.in_features * layer.out_features * tokens
+        flops = 2 * macs * _share(weight_bits, activation_bits)
+        outputs, rescale = layer.out_features * tokens, min(weight_bits, activation_bits) < FLOAT
+        bits = 1 if weight_bits == 1 else FLOAT
+        kind = "head" if part == "head" else "linear weights"
+        self._add(part, kind, layer.weight, bits=bits, matmul_flops=flops, strict_matmul_flops=flops)
+        self._add(part, "scales", numbers=int(bits == 1), elementwise_flops=outputs * rescale)
+        if layer.bias is not None:
+            self._add(part, "head" if part == "head" else "biases", layer.bias, elementwise_flops=outputs)
+
+    def _embedding(self, part: str, table: nn.Embedding, tokens: int) -> None:
+        binary = isinstance(table, BinaryEmbedding) and table.weight_bits == 1
+        word = table is self.model.get_input_embeddings()
+        kind, bits = "word embedding" if word else "other embeddings", 1 if binary else FLOAT
+        self._add(part, kind, table.weight, bits=bits, elementwise_flops=table.embedding_dim * tokens)
+        self._add(part, "row scales", numbers=table.num_embeddings * binary)
+
+    def _binarizer(self, part: str, binarizer: ElasticBinarizer, tokens: int) -> None:
+        if binarizer.bits == FLOAT:
+            return
+        self._add(part, "scales", binarizer.alpha)
+        if binarizer.beta is not None:  # probabilities, the ones without thresholds, are counted with their attention
+            self._add(part, "thresholds", binarizer.beta, elementwise_flops=binarizer.channels * tokens)
+
+    def _attention(self, part: str, module: nn.Module) -> None:
+        binarizer = getattr(module, "probs_binarizer", None)
+        bits = binarizer.bits if binarizer else FLOAT
+        width, tokens = projections(module)[0].out_features, self.batch * self.length
+        heads = self.model.config.num_attention_heads
+        flops = 2 * 2 * tokens * self.length * width  # q k^T and p v
+        binary = bits < FLOAT
+        per_score = 1 + 1 + SOFTMAX + binary
+        elementwise = per_score * heads * tokens * self.length + binary * width * tokens  # the context is rescaled
+        self._add(
+            part,
+            "attention",
+            matmul_flops=flops * (bits / WORD if binary else 1),
+            strict_matmul_flops=flops * _share(bits, bits),
+            elementwise_flops=elementwise,
+        )
+
+    def _activation(self, part: str, module: nn.Module, tokens: int) -> None:
+        """The non-linearity of an FFN or a pooler, applied to the output of its first linear layer."""
+        for attribute in ACTIVATIONS:
+            function = getattr(module, attribute, None)
+            linear = next((child for child in module.children() if isinstance(child, nn.Linear)), None)
+            if function is not None and linear is not None:
+                work = GELU if "gelu" in type(function).__name__.lower() else 1
+                self._add(part, "activation", elementwise_flops=work * linear.out_features * tokens)
+
+    def _add(self, part: str, kind: str, *tensors, bits: int = FLOAT, numbers: int = 0, **flops) -> None:
+        for tensor in tensors:
+            numbers += tensor.numel() if id(tensor) not in self.stored else 0
+            self.stored.add(id(tensor))
+        width = "one_bit_parameters" if bits == 1 else "float_parameters"
+        if numbers or any(flops.values()):
+            self.entries.append(Cost(part, kind, **{width: numbers}, **flops))
+
+
+def _share(bits: int, other: int) -> float:
+    """Cost of a product of operands of so many bits, as a share of a float one."""
+    return min(1.0, bits * other / WORD)
+
+
+def _grouped(entries: list[Cost], field: str) -> dict[str, Cost]:
+    names = dict.fromkeys(getattr(entry, field) for entry in entries)
+    return {
+        n: _sum(
+            [e for e in entries if getattr(e, field) == n],
+            *(n if field == f else "" for f in ("part", "kind")),
+        )
+        for n in names
+    }
+
+
+def _sum(entries: list[Cost], part: str, kind: str) -> Cost:
+    counted = [field.name for field in fields(Cost) if field.name not in ("part", "kind")]
+    return Cost(part, kind, **{name: sum(getattr(entry, name) for entry in entries) for name in counted})

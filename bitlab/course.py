@@ -1,0 +1,142 @@
+"""What the notebooks share: the set-up cell, the presets, and the check of an exercise.
+
+The set-up cell of every notebook:
+
+    import bitlab.course
+    from bitlab.course import check
+    from bitlab.plots import show
+
+    lab = bitlab.course.start("02")
+
+Then `lab.pick(quick=300, full=5000)` wherever a number depends on the preset, and `check("02.1", answer)`
+under each exercise (see `bitlab.exercises` for how one is added). Environment variables: BITLAB_PRESET is
+quick (default) or full; BITLAB_STRICT=1 makes `check` raise; BITLAB_HEADLESS, set by the runner, leaves out
+what needs a person.
+"""
+
+import os
+import platform
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bitlab import __version__, exercises
+from bitlab.errors import BitlabError
+
+PRESETS = ("quick", "full")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One notebook's session: its number ("02"), its preset, its seed and the device to compute on."""
+
+    notebook: str
+    preset: str
+    seed: int
+    device: torch.device
+
+    @property
+    def full(self) -> bool:
+        """True in the full preset: real data and models."""
+        return self.preset == "full"
+
+    def pick(self, *, quick, full):
+        """The value for the current preset. Only numbers and names differ between presets, never the code."""
+        return full if self.full else quick
+
+
+def start(notebook: str, seed: int = 0) -> Lab:
+    """Begin a notebook: seeds, preset, plot style, quiet libraries; prints one line of versions.
+
+    Args:
+        notebook: its number as in its file name, "02".
+        seed: for Python's, NumPy's and torch's generators.
+    Raises: BitlabError if BITLAB_PRESET is neither quick nor full.
+    """
+    from bitlab import plots  # matplotlib is a need of the notebooks, not of who only calls `check`
+
+    lab = Lab(notebook, preset(), seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    reseed(seed)
+    plots.use_style()
+    quiet(progress=lab.full and not headless())
+    print(f"{versions()} | preset {lab.preset}, seed {seed}, {lab.device}")
+    return lab
+
+
+def preset() -> str:
+    """BITLAB_PRESET, or "quick"."""
+    name = os.environ.get("BITLAB_PRESET", "").strip().lower() or "quick"
+    if name not in PRESETS:
+        raise BitlabError(f"BITLAB_PRESET is {name!r}: set it to quick or full, or leave it unset for quick")
+    return name
+
+
+def headless() -> bool:
+    """True where nobody can move a slider: under pytest, or where BITLAB_HEADLESS is set."""
+    return "PYTEST_VERSION" in os.environ or "BITLAB_HEADLESS" in os.environ
+
+
+def reseed(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (every device's)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def quiet(progress: bool = False) -> None:
+    """Keep library chatter off the page: progress bars (unless `progress`), advice, other packages'
+    deprecations."""
+    import datasets
+    import transformers
+
+    (transformers.logging.set_verbosity_warning if progress else transformers.logging.set_verbosity_error)()
+    (transformers.logging.enable_progress_bar if progress else transformers.logging.disable_progress_bar)()
+    (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+def versions() -> str:
+    """For instance "bitlab 0.1 | Python 3.11 | torch 2.13 | transformers 5.23": major and minor numbers."""
+    import transformers  # slow to load, and `check` does not need it
+
+    numbers = {
+        "bitlab": __version__,
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return " | ".join(f"{name} {'.'.join(number.split('.')[:2])}" for name, number in numbers.items())
+
+
+class ExerciseError(AssertionError):
+    """With BITLAB_STRICT=1: an exercise that is not passed."""
+
+
+def check(id: str, answer: Callable) -> None:
+    """Judge an answer to an exercise and print one line: passed, what was expected and got, or not attempted.
+
+    Args:
+        id: "02.1" is the first exercise of notebook 02.
+        answer: the reader's function. One that returns NotImplemented counts as not attempted.
+    Raises: BitlabError for an unknown id; ExerciseError unless passed, if BITLAB_STRICT=1. Otherwise
+        nothing, also if the answer itself raises, so that "Run All" always reaches the last cell.
+    """
+    entry = exercises.find(id)
+    cause = None
+    try:
+        mismatch = entry.judge(answer)
+        verdict = f"not passed: {mismatch}" if mismatch else "passed"
+    except NotImplementedError:
+        stars = "*" * entry.difficulty
+        verdict = f"not attempted yet ({stars} about {entry.minutes} min)"
+    except Exception as error:
+        cause, verdict = error, f"not passed: your function raised {type(error).__name__}: {error}"
+    line = f"Exercise {id}, {entry.title}: {verdict}"
+    if verdict != "passed" and os.environ.get("BITLAB_STRICT", "0") not in ("", "0"):
+        raise ExerciseError(line) from cause
+    print(line)

@@ -1,0 +1,86 @@
+"""Where data come from: the sample generator, the hub, or a folder; and which of them "auto" means."""
+
+import functools
+import logging
+import os
+import threading
+import urllib.request
+from pathlib import Path
+
+from bitlab.errors import BitlabError
+
+logger = logging.getLogger("bitlab")
+
+DATA_VARIABLE = "BITLAB_DATA"
+HUB_CHECK_SECONDS = 3.0
+_YES = {"1", "true", "yes", "on"}
+
+
+def hub_offline() -> bool:
+    """True when the user's environment forbids the hub (HF_HUB_OFFLINE, HF_DATASETS_OFFLINE)."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").lower() in _YES for name in names)
+
+
+def hub_reachable() -> bool:
+    """Whether the Hugging Face hub answers, found out once per process and in 3 seconds at most."""
+    return not hub_offline() and _hub_answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+
+
+@functools.cache
+def _hub_answers(endpoint: str) -> bool:
+    answers: list[bool] = []
+
+    def ask():
+        try:
+            request = urllib.request.Request(f"{endpoint}/api/datasets/nyu-mll/glue", method="HEAD")
+            with urllib.request.urlopen(request, timeout=HUB_CHECK_SECONDS) as reply:
+                answers.append(reply.status < 400)
+        except (OSError, ValueError):
+            pass
+
+    # A thread, because a name look-up that hangs is not bound by the socket's time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_CHECK_SECONDS)
+    return bool(answers and answers[0])
+
+
+def resolve_source(source: str | os.PathLike = "auto") -> tuple[str, str]:
+    """What `source` means here and now: ("sample" | "hub" | an existing folder, one line that says why).
+
+    "auto" is the folder named by BITLAB_DATA if that is set, else the hub if it answers within 3 seconds
+    (HF_HUB_OFFLINE is respected), else the sample generator. Raises BitlabError for a folder that is not there.
+    """
+    source = os.fspath(source)
+    if source in ("sample", "hub"):
+        return source, f"data: {source}, as asked"
+    if source != "auto":
+        return _folder(source, "the data source"), f"data: folder {source}, as asked"
+    named = os.environ.get(DATA_VARIABLE)
+    if named:
+        return _folder(named, DATA_VARIABLE), f"data: folder {named}, because {DATA_VARIABLE} names it"
+    if hub_offline():
+        return (
+            "sample",
+            f"data: sample, because {DATA_VARIABLE} is not set and the hub is switched off (offline)",
+        )
+    if hub_reachable():
+        return "hub", f"data: hub, because {DATA_VARIABLE} is not set and the hub answers"
+    return "sample", f"data: sample, because {DATA_VARIABLE} is not set and the hub does not answer"
+
+
+def announce(source: str | os.PathLike) -> str:
+    """As `resolve_source`, without the reason: that goes to the log "bitlab" when "auto" had to choose."""
+    resolved, why = resolve_source(source)
+    if os.fspath(source) == "auto":
+        logger.info(why)
+    return resolved
+
+
+def _folder(name: str, what: str) -> str:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    problem = "is a file, not a folder" if folder.exists() else "does not exist"
+    raise BitlabError(f"{what} {name!r} {problem}: give 'auto', 'sample', 'hub' or a folder of original files.")

@@ -1,0 +1,264 @@
+"""Distillation: the losses, the optimizer's parameter groups, and a transformers Trainer that uses both.
+
+Source: BiT (Liu et al., 2022, arXiv 2205.13016), section 3.4. The student learns the teacher's logits and hidden
+states; the labels of the data set are not used.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.modeling_outputs import ModelOutput
+
+from bitlab import attention
+from bitlab.errors import BitlabError
+from bitlab.optim import AdamWithoutCorrection, parameter_groups
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """What the student learns from, and how each term is averaged.
+
+    Args:
+        logits: weight of the soft cross-entropy between teacher and student logits.
+        hidden: weight of the mean squared error of the L + 1 hidden states (the embedding output included).
+        attention: weight of the mean squared error of the L attention scores (before mask and softmax).
+        temperature: divides both logits in the cross-entropy, which is multiplied by its square.
+        per_element: average the cross-entropy over all B C elements instead of the B examples (released program).
+        count_padding: let padding count in the hidden-state and attention terms (released program).
+        soft_regression: treat a single regression logit like class logits, whose soft cross-entropy is identically
+            zero, instead of by mean squared error (released program).
+        teacher_dropout: run the teacher in training mode (released program).
+    """
+
+    logits: float = 1.0
+    hidden: float = 1.0
+    attention: float = 0.0
+    temperature: float = 1.0
+    per_element: bool = False
+    count_padding: bool = False
+    soft_regression: bool = False
+    teacher_dropout: bool = False
+
+    @classmethod
+    def released(cls, **changes) -> "DistillationConfig":
+        """The reductions of the released BiT program, faults included."""
+        faults = {
+            "per_element": True,
+            "count_padding": True,
+            "soft_regression": True,
+            "teacher_dropout": True,
+        }
+        return cls(**(faults | changes))
+
+
+def soft_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    per_element: bool = False,
+) -> Tensor:
+    """`-T^2 mean_i sum_c softmax(teacher / T)_ic log softmax(student / T)_ic`, natural logarithm.
+
+    Args:
+        student, teacher: logits (..., classes).
+        mask: (...), the examples (or tokens) that count; all if None.
+        per_element: also average over the classes, as the released program does (a factor 1 / classes).
+    Returns: 0-d tensor.
+    """
+    log_p = F.log_softmax(student / temperature, dim=-1)
+    loss = -(F.softmax(teacher / temperature, dim=-1) * log_p).sum(-1)
+    loss = loss.mean() if mask is None else (loss * mask).sum() / mask.sum()
+    return loss * temperature**2 / (student.shape[-1] if per_element else 1)
+
+
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of `(student - teacher)^2` over the elements that `mask`, broadcast to them, selects; all if None."""
+    if mask is None:
+        return F.mse_loss(student, teacher)
+    error = (student - teacher).square().mul(mask)
+    return error.sum() / mask.expand_as(student).sum()
+
+
+def distillation_loss(
+    student: ModelOutput,
+    teacher: ModelOutput,
+    mask: Tensor,
+    config: DistillationConfig = DistillationConfig(),
+) -> dict[str, Tensor]:
+    """The weighted terms of the loss, by name; the loss is their sum.
+
+    Args:
+        student, teacher: outputs of the two models with `logits` (or `start_logits` and `end_logits`),
+            `hidden_states` and, if the attention term is on, `attention_scores` (lists of (B, H, T, T)).
+        mask: (batch, length), 1 for a real token and 0 for padding.
+    Returns: dict of 0-d tensors: "logits", "hidden", "attention", those with a weight above 0.
+    Errors: BitlabError if the two models' shapes do not fit.
+    """
+    tokens = None if config.count_padding else mask.to(_logits(student)[0].dtype)
+    terms = {}
+    if config.logits:
+        terms["logits"] = config.logits * _logit_loss(student, teacher, mask, config)
+    if config.hidden:
+        _check_same("hidden states", student.hidden_states, teacher.hidden_states)
+        rows = None if tokens is None else tokens[:, :, None]
+        pairs = zip(student.hidden_states, teacher.hidden_states, strict=True)
+        terms["hidden"] = config.hidden * sum(masked_mse(s, t, rows) for s, t in pairs)
+    if config.attention:
+        _check_same("attention scores", student.attention_scores, teacher.attention_scores)
+        cells = None if tokens is None else tokens[:, None, :, None] * tokens[:, None, None, :]
+        pairs = zip(student.attention_scores, teacher.attention_scores, strict=True)
+        terms["attention"] = config.attention * sum(masked_mse(s, t, cells) for s, t in pairs)
+    return terms
+
+
+def _logits(output: ModelOutput) -> tuple[Tensor, ...]:
+    return (output.logits,) if "logits" in output else (output.start_logits, output.end_logits)
+
+
+def _logit_loss(student, teacher, mask, config) -> Tensor:
+    _check_same("logits", _logits(student), _logits(teacher))
+    losses = []
+    for s, t in zip(_logits(student), _logits(teacher), strict=True):
+        if s.shape[-1] == 1 and not config.soft_regression:
+            losses.append(F.mse_loss(s, t))  # one number is no distribution
+            continue
+        per_token = None
+        if "logits" not in student and not config.count_padding:  # a span's ends lie on real tokens
+            s, t = (x.masked_fill(mask == 0, torch.finfo(x.dtype).min) for x in (s, t))
+        elif s.dim() == 3 and not config.count_padding:  # one decision a token
+            per_token = mask.to(s.dtype)
+        losses.append(soft_cross_entropy(s, t, config.temperature, per_token, config.per_element))
+    return sum(losses) / len(losses)
+
+
+def _check_same(what: str, student, teacher) -> None:
+    shapes = [[tuple(x.shape) for x in side] for side in (student, teacher)]
+    if shapes[0] != shapes[1]:
+        raise BitlabError(
+            f"student and teacher differ in their {what}: {shapes[0][-1]} x {len(shapes[0])} and "
+            f"{shapes[1][-1]} x {len(shapes[1])}; distil between models of one architecture"
+        )
+
+
+class DistillationTrainer(Trainer):
+    """A transformers Trainer whose loss is the distillation loss and whose optimizer knows alphas and thresholds.
+
+    Args:
+        model: the student. teacher: a model of the same depth and width; a list of them, whose losses are averaged;
+            or None to train on the labels.
+        args, train_dataset, data_collator, ...: as for `transformers.Trainer`.
+        distillation: which terms, how averaged.
+        alpha_learning_rate: learning rate of the alphas (all other parameters follow `args`).
+        released_optimizer: Adam without bias correction, gradients clipped to norm 1 per tensor (released program),
+            instead of AdamW with the gradient clipped as a whole.
+
+    The optimizer's groups are those of `bitlab.optim.parameter_groups`. Labels, if the data set has them, are used by
+    evaluation only.
+    """
+
+    # The loss is a mean over the batch already: Trainer must not rescale it under gradient accumulation.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | list[PreTrainedModel] | None = None,
+        args: TrainingArguments | None = None,
+        distillation: DistillationConfig = DistillationConfig(),
+        alpha_learning_rate: float = 1e-4,
+        released_optimizer: bool = False,
+        **kwargs,
+    ):
+        super().__init__(model, args, **kwargs)
+        self.teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher or [])
+        self.distillation = distillation
+        self.alpha_learning_rate, self.released_optimizer = alpha_learning_rate, released_optimizer
+        self.terms: dict[str, float] = {}
+        self.model_accepts_loss_kwargs = False
+        for each in self.teachers:
+            each.requires_grad_(False).train(distillation.teacher_dropout).to(self.args.device)
+            if distillation.attention:
+                each.set_attn_implementation(attention.NAME)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self.teachers or not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        inputs = {k: v for k, v in inputs.items() if k not in ("labels", "start_positions", "end_positions")}
+        student = self._outputs(model, inputs)
+        terms: dict[str, Tensor] = {}
+        for teacher in self.teachers:
+            with torch.no_grad():
+                target = self._outputs(teacher, inputs)
+            for name, term in distillation_loss(student, target, inputs["attention_mask"], self.distillation).items():
+                terms[name] = terms.get(name, 0) + term / len(self.teachers)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        loss = sum(terms.values())
+        return (loss, {"loss": loss, "logits": student.get("logits")}) if return_outputs else loss
+
+    def _outputs(self, model: nn.Module, inputs: dict) -> ModelOutput:
+        scores = [] if self.distillation.attention else None
+        extra = {} if scores is None else {"attention_scores": scores}
+        output = model(**inputs, output_hidden_states=bool(self.distillation.hidden), **extra)
+        if scores is not None:
+            output["attention_scores"] = tuple(scores)
+        return output
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy == "group_by_length":
+            lengths = [len(row) for row in self.train_dataset["input_ids"]]
+            return BucketSampler(lengths, self._train_batch_size * self.args.world_size, self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            groups = parameter_groups(
+                model or self.model, self.args.learning_rate, self.args.weight_decay, self.alpha_learning_rate
+            )
+            if self.released_optimizer:
+                self.args.max_grad_norm = 0.0  # this optimizer clips by itself
+                self.optimizer = AdamWithoutCorrection(groups)
+            else:
+                betas = (self.args.adam_beta1, self.args.adam_beta2)
+                self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon, fused=True)
+        return self.optimizer
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs |= {f"loss_{name}": round(float(term), 4) for name, term in self.terms.items()}
+        super().log(logs, start_time)
+
+
+class BucketSampler(Sampler[int]):
+    """Random batches of similar length: little padding, and the same order for the same seed and epoch.
+
+    Examples are shuffled, cut into stretches of 50 batches, sorted by length within a stretch and shuffled again as
+    whole batches. (transformers' own sampler draws from the global random state, so that a resumed epoch would be
+    another one.)
+    """
+
+    STRETCH = 50
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int = 0):
+        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)
+        batches = []
+        for stretch in order.split(self.STRETCH * self.batch_size):
+            batches += stretch[self.lengths[stretch].argsort(descending=True, stable=True)].split(self.batch_size)
+        short = [b for b in batches if len(b) < self.batch_size]  # only the last can be; it stays last
+        whole = [b for b in batches if len(b) == self.batch_size]
+        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator)]
+        yield from torch.cat(shuffled + short).tolist()

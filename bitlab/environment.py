@@ -1,0 +1,40 @@
+"""What this machine and installation are, in a few words without paths: for result files and `bitlab doctor`."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("bitlab", "torch", "transformers", "datasets", "accelerate", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result; packages that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, threads in use, and GPU if any."""
+    info: dict[str, str | int] = {"processor": processor(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        info["gpu"] = torch.cuda.get_device_name()
+    return info
+
+
+def processor() -> str:
+    """The processor's name with the vector instructions that matter here."""
+    name, flags = platform.processor() or platform.machine(), ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in lines.items()}
+        name, flags = fields.get("model name", name), fields.get("flags", "")
+    vector = [label for flag, label in (("avx512_vpopcntdq", "AVX512-VPOPCNTDQ"), ("avx2", "AVX2")) if flag in flags]
+    return f"{name} ({vector[0]})" if vector else name

@@ -1,0 +1,279 @@
+"""One experiment: data -> full-precision teacher -> schedule of distillation stages -> evaluation -> result file.
+
+`run(Experiment("rte", model="minilm"))` does it all. Everything it makes lies in one folder, and the same call goes
+on where an interrupted one stopped.
+"""
+
+import copy
+import shutil
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, set_seed
+
+from bitlab import environment, runs
+from bitlab.config import BitConfig
+from bitlab.convert import ALPHA_POLICIES, binarize, set_precision
+from bitlab.data.sources import resolve_source
+from bitlab.distillation import DistillationConfig
+from bitlab.errors import BitlabError
+from bitlab.models import load_model, load_tokenizer
+from bitlab.schedule import FULL, Schedule, StageSettings
+from bitlab.tasks import Task, get_task
+from bitlab.training import Prepared, evaluate, prepare, train_stage
+
+METHODS = ("bit", "bit-released")
+PRESETS = ("quick", "full")
+TEACHERS = ("previous", "full", "both")
+SELECTIONS = ("last", "best")
+PUBLISHED_MARGIN = 0.05  # a published teacher may score this much below its paper: other versions, other padding
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run. Where a number is None, the preset's or the task's own is taken.
+
+    Args:
+        task: a GLUE task, for instance "rte". model: "sample", "minilm", a hub id or a folder.
+        data: "auto", "sample", "hub" or a folder of original files. train_examples: use only the first so many.
+        schedule: for instance "W32A32 -> W1A2 -> W1A1". method: "bit", or "bit-released" for the reductions,
+            optimizer and padding of the released program.
+        preset: "quick" (steps counted in hundreds) or "full" (the paper's epochs). seed: of everything random.
+        teacher: a fine-tuned full-precision model; None: one is fine-tuned first.
+        epochs, max_steps, batch_size, learning_rate, alpha_learning_rate: of each distillation stage (max_steps: of
+            the teacher's training too).
+        teacher_epochs, teacher_learning_rate: of the fine-tuning.
+        alpha: what becomes of the scales at a stage change: "reinit", "carry" or "rescale".
+        stage_teacher: a stage learns from the "previous" stage's model, the "full"-precision one, or "both".
+        selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
+        logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`.
+    """
+
+    task: str
+    model: str = "sample"
+    data: str = "auto"
+    schedule: str = "W32A32 -> W1A2 -> W1A1"
+    method: str = "bit"
+    preset: str = "quick"
+    seed: int = 0
+    teacher: str | None = None
+    train_examples: int | None = None
+    epochs: float | None = None
+    max_steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    alpha_learning_rate: float = 1e-4
+    teacher_epochs: float | None = None
+    teacher_learning_rate: float | None = None
+    alpha: str = "reinit"
+    stage_teacher: str = "previous"
+    selection: str = "last"
+    logit_weight: float = 1.0
+    hidden_weight: float = 1.0
+    attention_weight: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "task", get_task(self.task).name)
+        object.__setattr__(self, "schedule", str(Schedule.parse(self.schedule)))
+        choices = {"method": METHODS, "preset": PRESETS, "stage_teacher": TEACHERS, "selection": SELECTIONS}
+        for name, known in (choices | {"alpha": ALPHA_POLICIES}).items():
+            if getattr(self, name) not in known:
+                raise BitlabError(f"{name} {getattr(self, name)!r} does not exist: choose {', '.join(known)}")
+        for name in ("epochs", "max_steps", "batch_size", "learning_rate", "train_examples", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise BitlabError(f"{name} is {value}: give a number above 0")
+
+    @property
+    def folder_name(self) -> str:
+        """Where the run goes unless told otherwise: task, method, model, path and seed in one name."""
+        path = "-".join(Schedule.parse(self.schedule).stages)
+        return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}-seed{self.seed}"
+
+    def distillation(self) -> DistillationConfig:
+        """The loss of the distillation stages."""
+        weights = {
+            "logits": self.logit_weight,
+            "hidden": self.hidden_weight,
+            "attention": self.attention_weight,
+            "temperature": self.temperature,
+        }
+        return (
+            DistillationConfig.released(**weights) if self.method == "bit-released" else DistillationConfig(**weights)
+        )
+
+    def settings(self, precision: str) -> StageSettings:
+        """Epochs, steps, batch and learning rate of a stage ("W32A32": the teacher's fine-tuning)."""
+        task = get_task(self.task)
+        quick = self.preset == "quick"
+        small = self.model == "sample"
+        if precision == FULL:
+            rate = self.teacher_learning_rate or (5e-4 if small else 5e-5)
+            epochs = self.teacher_epochs or (1000 if quick else 5)
+            steps = self.max_steps or ((300 if small else 60) if quick else None)
+            return StageSettings(epochs, 32, rate, steps)
+        stages = len(Schedule.parse(self.schedule).stages)
+        rate = self.learning_rate or (5e-4 if small else task.learning_rate)
+        epochs = self.epochs or (1000 if quick else task.epochs)
+        steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
+        batch = self.batch_size or (32 if quick else task.batch_size)
+        warmup = 0.2 if self.task == "squad" else 0.1
+        return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate)
+
+
+def run(experiment: Experiment, output: str | Path | None = None, again: bool = False, report=print) -> dict:
+    """Run an experiment to its end, or go on with an interrupted one, and return its result.
+
+    Args:
+        output: the folder; `runs/<folder_name>` if None. It ends up holding `result.json` and, for every stage, an
+            ordinary Hugging Face folder (`W32A32/`, `W1A2/`, ...) with `stage.json` and the log of its training.
+        again: run even if the folder holds the finished result of the same experiment.
+        report: called with one line at a time about what happens.
+    Returns: the content of `result.json`: task, method, model, data, seed, schedule, stages, config, versions,
+        machine. Scores are fractions.
+    Errors: BitlabError for bad data, models or settings (nothing is written then), and for a folder that belongs
+        to another experiment or is in use.
+    """
+    state = PartialState()
+    source, why = resolve_source(experiment.data)
+    report(why)
+    task = get_task(experiment.task)
+    tokenizer = load_tokenizer(experiment.model)
+    released = experiment.method == "bit-released"
+    data = prepare(task, source, tokenizer, experiment.train_examples, fixed_length=released)
+    folder = Path(output or Path("runs") / experiment.folder_name)
+    config = _config(experiment, source, data)
+    if not state.is_main_process:  # under torchrun one process owns the folder, the others follow it
+        return _run_stages(experiment, data, folder, config, lambda line: None)
+    with runs.claim(folder, config, again):
+        result = runs.read_json(folder / runs.RESULT)
+        if result is None:
+            result = _run_stages(experiment, data, folder, config, report)
+        else:
+            report(f"{folder} holds this experiment's result already (run it again with --again)")
+    return result
+
+
+def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
+    """The experiment with every default filled in, without paths of this machine."""
+    config = {f.name: getattr(experiment, f.name) for f in fields(experiment)}
+    config["data"] = source if source in ("sample", "hub") else Path(source).name
+    config["model"] = Path(experiment.model).name if Path(experiment.model).is_dir() else experiment.model
+    config["teacher"] = experiment.teacher and Path(experiment.teacher).name
+    config["examples"] = data.sizes()
+    precisions = Schedule.parse(experiment.schedule).precisions
+    config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in precisions}
+    return config
+
+
+def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: dict, report) -> dict:
+    schedule = Schedule.parse(experiment.schedule)
+    records = []
+    full = previous = None
+    for number, precision in enumerate(schedule.precisions):
+        report(f"stage {number} of {len(schedule.stages)}: {precision}")
+        record = runs.read_json(folder / precision / "stage.json")
+        if record is None:
+            record = _run_stage(experiment, schedule, data, folder, precision, full, previous, report)
+        records.append(record)
+        report(f"  {precision}: score {record['score']:.3f} on dev after {record['steps']} steps")
+        previous = load_model(folder / precision, experiment.task)
+        full = full or previous
+    result = {
+        "task": experiment.task,
+        "method": experiment.method,
+        **{key: config[key] for key in ("model", "data", "seed")},
+        "schedule": str(schedule),
+        "stages": records,
+        "config": config,
+        "versions": environment.versions(),
+        "machine": environment.machine(),
+    }
+    if PartialState().is_main_process:
+        runs.write_json(folder / runs.RESULT, result)
+    return result
+
+
+def _run_stage(experiment, schedule, data, folder, precision, full, previous, report) -> dict:
+    """Train one stage, save its model with its record, and return the record."""
+    started = time.monotonic()
+    settings = experiment.settings(precision)
+    stage = schedule.precisions.index(precision)
+    set_seed(experiment.seed + stage)  # so that a stage is the same whatever ran before it in this process
+    training = folder / f"{precision}.training"
+    if precision == FULL and experiment.teacher:
+        model, log, steps = load_model(experiment.teacher, experiment.task), [], 0
+    else:
+        model = _starting_point(experiment, schedule, precision, previous)
+        teachers = [] if precision == FULL else _teachers(experiment, full, previous)
+        options = _loss_options(experiment) if teachers else {}
+        log, steps, started = train_stage(
+            model, teachers, data, settings, training, seed=experiment.seed + stage, title=precision,
+            best=experiment.selection == "best", started=started, **options,
+        )  # fmt: skip
+    score, metrics = evaluate(model, data)
+    if precision == FULL:
+        _check_teacher(experiment, data, score, report)
+    seconds = round(time.monotonic() - started, 1)
+    record = {"precision": precision, "score": score, "metrics": metrics, "steps": steps, "seconds": seconds}
+    if PartialState().is_main_process:
+        _save_stage(folder / precision, model, data, record, log)
+        shutil.rmtree(training, ignore_errors=True)
+    PartialState().wait_for_everyone()
+    return record
+
+
+def _starting_point(experiment, schedule, precision, previous) -> PreTrainedModel:
+    if precision == FULL:
+        return load_model(experiment.model, experiment.task, seed=experiment.seed)
+    if schedule.stages[0] == precision:
+        model = binarize(_copy(previous), BitConfig.from_precision(precision))
+    else:
+        model = set_precision(_copy(previous), precision, experiment.alpha)
+    model.config.quantization_config.history = schedule.history(precision)
+    return model
+
+
+def _copy(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).requires_grad_(True)
+
+
+def _teachers(experiment, full, previous) -> list[PreTrainedModel]:
+    if full is previous or experiment.stage_teacher == "full":
+        return [full]
+    return [previous] if experiment.stage_teacher == "previous" else [previous, full]
+
+
+def _loss_options(experiment) -> dict:
+    return {
+        "distillation": experiment.distillation(),
+        "released_optimizer": experiment.method == "bit-released",
+    }
+
+
+def _check_teacher(experiment: Experiment, data: Prepared, score: float, report) -> None:
+    """Refuse a given teacher that can't be right; say so where our own training did not get off the ground."""
+    trivial = data.trivial_score()
+    task = get_task(experiment.task)
+    if experiment.teacher is None:
+        if score <= trivial:
+            report(f"  note: the teacher does not beat a constant answer ({trivial:.3f}): train it longer")
+        return
+    published = isinstance(task, Task) and experiment.teacher == task.teacher
+    expected = task.published_score - PUBLISHED_MARGIN if published else trivial
+    if score <= expected:
+        raise BitlabError(
+            f"teacher {Path(experiment.teacher).name!r} scores {score:.3f} on {task.title} dev, expected above "
+            f"{expected:.3f}: check that it was trained for this task and that its label order fits"
+        )
+
+
+def _save_stage(folder: Path, model, data: Prepared, record: dict, log: list) -> None:
+    with runs.whole_folder(folder) as partial:
+        model.save_pretrained(partial)
+        data.tokenizer.save_pretrained(partial)
+        runs.write_json(partial / "log.json", log)
+        runs.write_json(partial / "stage.json", record)

@@ -1,0 +1,87 @@
+"""Fused formulas: the element-wise functions of `binarizers.py`, compiled by torch.compile where that pays.
+
+Run one by one, the operations of the elastic function cost almost half of a training step, all of it memory
+traffic. Compiled into one loop each they cost next to nothing. Compiling takes seconds (once; torch keeps the
+result on disk), so small tensors, such as those of the sample model, run the formulas as they are written.
+
+`BITLAB_FUSED` decides: "auto" (the default: compile for tensors of 65,536 numbers and more, if there is a compiler),
+"on" or "off".
+"""
+
+import functools
+import os
+import shutil
+
+import torch
+
+from bitlab.errors import BitlabError
+
+VARIABLE = "BITLAB_FUSED"
+WORTH_IT = 65_536
+_broken: list[str] = []  # why compiling failed in this process, if it did
+
+
+def mode() -> str:
+    """What BITLAB_FUSED says: "auto", "on" or "off". Another word is a BitlabError."""
+    value = os.environ.get(VARIABLE, "auto").lower()
+    if value not in ("auto", "on", "off"):
+        raise BitlabError(f"{VARIABLE} is {value!r}: set it to auto, on or off")
+    return value
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU, or None."""
+    named = os.environ.get("CXX")
+    return next((found for name in (named, "g++", "clang++") if name and (found := shutil.which(name))), None)
+
+
+def status() -> tuple[bool, str]:
+    """(whether fused formulas run here, one line that says why), for `bitlab doctor`."""
+    if mode() == "off":
+        return False, f"{VARIABLE}=off"
+    if _broken:
+        return False, f"torch.compile failed: {_broken[0]}"
+    if compiler() is None and not torch.cuda.is_available():
+        return False, "no C++ compiler found (install g++ or clang)"
+    return True, "torch.compile" + ("" if mode() == "on" else f", for tensors of {WORTH_IT:,} numbers and more")
+
+
+def fused(formula):
+    """Decorate a function of tensors (the first argument is the largest) so that it runs compiled where that pays.
+
+    The function as written stays reachable as `.formula`; it also runs inside somebody else's torch.compile, which
+    fuses it anyway.
+    """
+
+    @functools.cache
+    def compiled(which: tuple):  # one compiled function for each choice of tensors, bits and set
+        return torch.compile(formula, dynamic=True)
+
+    @functools.wraps(formula)
+    def call(x, *args):
+        if torch.compiler.is_compiling() or not _worth_it(x):
+            return formula(x, *args)
+        # detached: torch.compile takes the shape of a Parameter for a constant and would compile again for the next
+        plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in (x, *args)]
+        which = tuple("tensor" if isinstance(a, torch.Tensor) else a for a in plain)
+        try:
+            return compiled(which)(*plain)
+        except Exception as error:  # a compiler that is there but does not work: the formula still does
+            _broken.append(str(error).strip().splitlines()[0][:120] or type(error).__name__)
+            return formula(x, *args)
+
+    call.formula = formula
+    return call
+
+
+def _worth_it(x: torch.Tensor) -> bool:
+    wanted = mode()
+    if (
+        wanted == "off"
+        or _broken
+        or x.device.type not in ("cpu", "cuda")
+        or (wanted == "auto" and x.numel() < WORTH_IT)
+    ):
+        return False
+    return x.is_cuda or compiler() is not None

@@ -1,0 +1,190 @@
+"""The building blocks: an activation binarizer with learnable scale and thresholds, a binary linear layer and a
+binary embedding. Each keeps float latent weights and quantizes them in every forward pass."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitlab.binarizers import (
+    SMALLEST_ALPHA,
+    elastic_codes,
+    initial_alpha,
+    levels,
+    sign,
+    straight_through,
+    weight_codes,
+    weight_scale,
+)
+
+
+class ElasticBinarizer(nn.Module):
+    """Quantize activations with a learnable scale and learnable thresholds: `elastic(x - beta, alpha)`.
+
+    Forward and gradients are those of `bitlab.binarizers.elastic` (BiT, section 3.2). `alpha` is one scalar,
+    `beta` one threshold for each channel. With `bits=32` the layer passes its input through.
+
+    alpha starts from the first batch seen in training mode (`initial_alpha`); that it did is part of the state
+    dict (`initialized`). A forward in eval mode never changes anything.
+
+    Args:
+        channels: size of the last axis of the input, or None for no thresholds (attention probabilities, whose
+            last axis is as long as the sentence).
+        bits: 1, 2, 4, 8, or 32 for none.
+        signed: True for {-a, +a} and its multi-bit form, False for {0, a}.
+    Shape: (..., channels) -> (..., channels).
+    """
+
+    def __init__(self, channels: int | None, bits: int = 1, signed: bool = True, device=None, dtype=None):
+        super().__init__()
+        like = {"device": device, "dtype": dtype}
+        self.channels, self.signed = channels, signed
+        self.alpha = nn.Parameter(torch.ones((), **like))
+        self.register_parameter("beta", nn.Parameter(torch.zeros(channels, **like)) if channels else None)
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool, device=device))
+        self._fresh = True  # what `initialized` says, in Python: asking the tensor would stall a GPU every step
+        self.set_bits(bits)
+
+    def set_bits(self, bits: int) -> None:
+        """Change the precision in place; alpha, beta and `initialized` stay as they are."""
+        if bits != 32:
+            levels(bits, self.signed)
+        self.bits = bits
+        for parameter in self.parameters(recurse=False):
+            parameter.requires_grad_(bits != 32)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """alpha = 1, beta = 0, and the next batch in training mode initialises alpha again."""
+        self.alpha.fill_(1.0)
+        if self.beta is not None:
+            self.beta.zero_()
+        self.forget_alpha()
+
+    def forget_alpha(self) -> None:
+        """Let the next batch in training mode initialise alpha again; beta stays."""
+        self.initialized.fill_(False)
+        self._fresh = True
+
+    def sync(self) -> None:
+        """Read `initialized` again, after somebody else wrote to it (loading a checkpoint does)."""
+        self._fresh = not bool(self.initialized)
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """(integer codes shaped like x, detached 0-d scale), with `forward(x) = codes * scale`."""
+        if self.bits == 32:
+            return x, 1.0
+        if self._fresh and self.training:
+            self._initialise(x)
+        return elastic_codes(x, self.alpha, self.beta, self.bits, self.signed), self.scale()
+
+    def scale(self) -> Tensor:
+        """`max(alpha, 1e-5)`, detached: alpha learns through the codes."""
+        return self.alpha.detach().clamp_min(SMALLEST_ALPHA)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes, scale = self.codes(x)
+        return codes * scale
+
+    @torch.no_grad()
+    def _initialise(self, x: Tensor) -> None:
+        x = x if self.beta is None else x - self.beta
+        alpha = initial_alpha(x, self.bits, self.signed).to(self.alpha.dtype)
+        if dist.is_available() and dist.is_initialized():  # all processes start from the same alpha
+            dist.all_reduce(alpha)
+            alpha /= dist.get_world_size()
+        self.alpha.copy_(alpha)
+        self.initialized.fill_(True)
+        self._fresh = False
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.initialized.is_meta:
+            self.sync()
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, bits={self.bits}, signed={self.signed}"
+
+
+class BinaryLinear(nn.Linear):
+    """A linear layer on quantized weights and quantized inputs: `y = (a m) (codes(x) codes(W)^T) + bias`.
+
+    codes(W) = sign(W - mean(W)) with m = mean|W|; codes(x) and a come from `input_binarizer`. The product of codes
+    is exact in float32; the scales are applied after it (BiT, section 3.1, equation 3).
+
+    Args:
+        in_features, out_features, bias: as in `torch.nn.Linear`. `weight` is the latent weight, `bias` stays float.
+        weight_bits: 1 or 32.
+        activation_bits, signed: precision and set of the input, see `ElasticBinarizer`.
+    Shape: (..., in_features) -> (..., out_features).
+    """
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        bias=True,
+        weight_bits=1,
+        activation_bits=1,
+        signed=True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.weight_bits = weight_bits
+        self.input_binarizer = ElasticBinarizer(in_features, activation_bits, signed, device=device, dtype=dtype)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options) -> "BinaryLinear":
+        """The same layer made binary: it shares the parameters of `linear`, which become latent."""
+        weight = linear.weight
+        new = cls(*reversed(weight.shape), linear.bias is not None, **options, device="meta", dtype=weight.dtype)
+        new.weight, new.bias = weight, linear.bias
+        new.input_binarizer = ElasticBinarizer(
+            linear.in_features,
+            new.input_binarizer.bits,
+            new.input_binarizer.signed,
+            weight.device,
+            weight.dtype,
+        )
+        return new.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes, scale = self.input_binarizer.codes(x)
+        if self.weight_bits == 32:
+            return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
+        signs, m = weight_codes(self.weight)
+        product = F.linear(codes, signs)
+        return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
+
+
+class BinaryEmbedding(nn.Embedding):
+    """An embedding whose rows are `m_r * sign(W_r - mean(W))` with `m_r = mean|W_r|`, the mean over the whole table.
+
+    Only the rows that the batch asks for are binarized; values and gradients (straight through) are those of
+    binarizing the table first. `weight` is the latent table, `weight_bits` 1 or 32.
+
+    Shape: (...) of integers -> (..., embedding_dim).
+    """
+
+    weight_bits = 1
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding, weight_bits: int = 1) -> "BinaryEmbedding":
+        """The same table made binary: it shares the parameter of `embedding`, which becomes latent."""
+        new = cls(*embedding.weight.shape, embedding.padding_idx, device="meta", dtype=embedding.weight.dtype)
+        new.weight, new.weight_bits = embedding.weight, weight_bits
+        return new.train(embedding.training)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = super().forward(ids)
+        if self.weight_bits == 32:
+            return rows
+        centred = rows.detach() - self.weight.detach().mean()
+        return straight_through(rows, weight_scale(rows, per_row=True) * sign(centred))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}"

@@ -1,0 +1,113 @@
+"""The metrics of GLUE and SQuAD. All are fractions: 0.914 where the papers and the official scripts print 91.4."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from bitlab.errors import BitlabError
+from bitlab.tasks import Task, get_glue_task
+
+
+def _correlation(function, labels: np.ndarray, predictions: np.ndarray) -> float:
+    # A constant has no correlation; 0 says "nothing learned", where scipy warns and returns NaN.
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(function(labels, predictions).statistic)
+
+
+_METRICS = {
+    "accuracy": lambda y, p: float(accuracy_score(y, p)),
+    "f1": lambda y, p: float(f1_score(y, p, zero_division=0.0)),
+    "matthews_correlation": lambda y, p: float(matthews_corrcoef(y, p)),
+    "pearson": lambda y, p: _correlation(pearsonr, y, p),
+    "spearman": lambda y, p: _correlation(spearmanr, y, p),
+}
+
+
+def predicted(task: str | Task, logits) -> np.ndarray:
+    """(N, C) logits to (N,) class numbers, or (N, 1) to (N,) values for a regression; (N,) stays as it is."""
+    task = get_glue_task(task)
+    values = np.asarray(logits)
+    if values.ndim == 2:
+        values = values[:, 0] if task.is_regression else values.argmax(axis=1)
+    return values
+
+
+def glue_metrics(task: str | Task, predictions, labels) -> dict[str, float]:
+    """The task's metrics by name, in the published order.
+
+    predictions  (N, C) logits or (N,) class numbers; for STS-B (N, 1) or (N,) values
+    labels       (N,) in the hub's order
+
+    accuracy; f1 of class 1 (0 where it is undefined); matthews_correlation; pearson and spearman, which are 0 for
+    constant predictions. Raises BitlabError for no examples, lengths that differ, labels of -1 (a test split),
+    or predictions that are not finite, because none of these has a score.
+    """
+    task = get_glue_task(task)
+    if not np.isfinite(np.asarray(predictions, dtype=float)).all():
+        raise BitlabError(f"{task.title}: predictions hold NaN or infinity, the training has diverged.")
+    predictions, labels = predicted(task, predictions), np.asarray(labels)
+    if len(predictions) != len(labels) or not len(labels):
+        raise BitlabError(f"{task.title}: {len(predictions)} predictions for {len(labels)} labels.")
+    if (labels < 0).any():
+        raise BitlabError(f"{task.title}: labels of -1, a test split has none to score against.")
+    return {name: _METRICS[name](labels, predictions) for name in task.metrics}
+
+
+def glue_score(task: str | Task, metrics: Mapping[str, float]) -> float:
+    """The task's GLUE number: its metric, or the mean where it has two."""
+    return get_glue_task(task).score(metrics)
+
+
+def majority_score(task: str | Task, labels) -> float:
+    """The score of always answering the commonest class (STS-B: a constant, which is 0)."""
+    task = get_glue_task(task)
+    labels = np.asarray(labels)
+    commonest = 0.0 if task.is_regression else np.bincount(labels).argmax()
+    return task.score(glue_metrics(task, np.full(len(labels), commonest), labels))
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _exact(prediction: str, answer: str) -> float:
+    return float(normalize_answer(prediction) == normalize_answer(answer))
+
+
+def _overlap(prediction: str, answer: str) -> float:
+    """F1 of the two bags of words."""
+    found, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+
+
+def squad_metrics(predictions: Mapping[str, str], references: Iterable[Mapping]) -> dict[str, float]:
+    """Exact match and F1 of SQuAD v1.1, as fractions (the official script prints them times 100).
+
+    predictions  {question id: answer text}; a question without a prediction scores 0, as it does officially
+    references   rows with `id` and `answers` {"text": [str, ...]}: a split of `load_squad` as it is
+
+    A prediction scores its best over the reference answers; the metric is the mean over all questions.
+    """
+    exact = f1 = 0.0
+    total = 0
+    for row in references:
+        total += 1
+        prediction = predictions.get(row["id"])
+        if prediction is not None:
+            exact += max(_exact(prediction, answer) for answer in row["answers"]["text"])
+            f1 += max(_overlap(prediction, answer) for answer in row["answers"]["text"])
+    if not total:
+        raise BitlabError("SQuAD: no questions to score.")
+    return {"exact_match": exact / total, "f1": f1 / total}

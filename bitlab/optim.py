@@ -1,0 +1,65 @@
+"""What the optimizer does with each parameter, and the released program's optimizer for comparison."""
+
+import torch
+from torch import nn
+
+from bitlab.layers import ElasticBinarizer
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.01, alpha_lr: float = 1e-4) -> list[dict]:
+    """Optimizer groups: weights with decay; biases, thresholds and LayerNorm without; alphas without, at `alpha_lr`.
+
+    Returns: a list of dicts for a torch optimizer, named "decay", "no_decay" and "alpha"; empty groups are left out.
+    """
+    model = getattr(model, "module", model)  # DistributedDataParallel
+    alphas, vectors, weights = {}, {}, {}
+    binarizers = {name for name, module in model.named_modules() if isinstance(module, ElasticBinarizer)}
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    for name, parameter in model.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        if not parameter.requires_grad:
+            continue
+        if owner in binarizers and kind == "alpha":
+            alphas[name] = parameter
+        elif owner in binarizers or owner in norms or kind == "bias":
+            vectors[name] = parameter
+        else:
+            weights[name] = parameter
+    groups = [
+        {"name": "decay", "params": list(weights.values()), "lr": lr, "weight_decay": weight_decay},
+        {"name": "no_decay", "params": list(vectors.values()), "lr": lr, "weight_decay": 0.0},
+        {"name": "alpha", "params": list(alphas.values()), "lr": alpha_lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class AdamWithoutCorrection(torch.optim.Optimizer):
+    """Adam as the released BiT program uses it (it goes back to the original BERT's).
+
+    Each tensor's gradient is first clipped to norm `max_norm`; then `m = b1 m + (1-b1) g`, `v = b2 v + (1-b2) g^2`,
+    `p -= lr (m / (sqrt(v) + eps) + weight_decay p)`: no bias correction, decoupled weight decay.
+    """
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, max_norm=1.0):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_norm": max_norm}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, group)
+        return loss
+
+    def _update(self, p, group):
+        state = self.state[p]
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+        grad = p.grad * (group["max_norm"] / (p.grad.norm() + 1e-6)).clamp(max=1.0)
+        b1, b2 = group["betas"]
+        state["mean"].lerp_(grad, 1 - b1)
+        state["square"].mul_(b2).addcmul_(grad, grad, value=1 - b2)
+        update = state["mean"] / (state["square"].sqrt() + group["eps"]) + group["weight_decay"] * p
+        p.sub_(update, alpha=group["lr"])

@@ -1,0 +1,122 @@
+"""The folder of a run: one experiment owns it, files appear whole or not at all, a second process is refused."""
+
+import errno
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there the configuration check alone guards the folder
+    fcntl = None
+
+from bitlab.errors import BitlabError
+
+CONFIG, RESULT, LOCK = "experiment.json", "result.json", ".lock"
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, None if there is none. A damaged file is a BitlabError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise BitlabError(f"{path} can't be read ({error}): delete it, or choose another --output") from None
+
+
+@contextmanager
+def whole_folder(path: Path):
+    """Yields a folder to fill; it takes the place of `path` when the block ends well, and vanishes otherwise."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(partial, path)
+
+
+@contextmanager
+def claim(folder: Path, config: dict, again: bool = False):
+    """Own `folder` for the experiment that `config` describes, while the block runs.
+
+    A new folder gets `config` written into it; one with the same configuration is gone on with (or emptied of
+    results first, if `again`).
+    Errors: BitlabError if the folder belongs to an experiment with another configuration (the first difference is
+    named), holds other files, or is in use by another process; also for a full disk, with what was done kept.
+    """
+    with _as_one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            known = read_json(folder / CONFIG)
+            if known is None:
+                others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG + ".partial"))
+                if others:
+                    raise BitlabError(f"folder {folder} holds other files ({others[0]}): choose another --output")
+                write_json(folder / CONFIG, config)
+            else:
+                _check_same(folder, known, config)
+                if again:
+                    _empty(folder)
+            yield folder
+
+
+def _check_same(folder: Path, known: dict, config: dict) -> None:
+    config = json.loads(json.dumps(config))
+    for key in sorted({*known, *config}):
+        if known.get(key) != config.get(key):
+            raise BitlabError(
+                f"folder {folder} belongs to another experiment: its {key} is {known.get(key)!r}, "
+                f"this one's {config.get(key)!r}; choose another --output"
+            )
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name in (CONFIG, LOCK):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path):
+    with open(folder / LOCK, "w") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BitlabError(
+                f"folder {folder} is in use by another run: wait for it or choose another --output"
+            ) from None
+        yield
+
+
+@contextmanager
+def _as_one_line(folder: Path):
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise BitlabError(
+                f"the disk is full at {folder}: free some space and run the same command again"
+            ) from error
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            raise BitlabError(f"{folder} can't be written to ({error.strerror}): choose another --output") from error
+        raise

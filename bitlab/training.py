@@ -1,0 +1,237 @@
+"""Preparing a task's data, training one stage with checkpoints that survive a kill, and evaluating a model."""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from bitlab.data.glue import encode, load_glue
+from bitlab.distillation import DistillationTrainer
+from bitlab.errors import BitlabError
+from bitlab.metrics import glue_metrics
+from bitlab.schedule import StageSettings
+from bitlab.tasks import Task
+
+EVALUATION_BATCH = 64
+DEV_EVALUATIONS = 10  # with selection="best"
+WHOLE = "whole"  # marks a checkpoint that was written to its end; holds the seconds trained so far
+
+
+@dataclass
+class Prepared:
+    """A task's data as tokens, ready for training and evaluation."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    evaluations: dict[str, Dataset]
+    fixed_length: bool = False
+
+    def sizes(self) -> dict[str, int]:
+        """Number of examples in each split."""
+        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.evaluations.items()}
+
+    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Pad a batch to its longest example, or all to the task's length if `fixed_length`."""
+        options = {"padding": "max_length", "max_length": self.task.max_length} if self.fixed_length else {}
+        return DataCollatorWithPadding(self.tokenizer, **options)(rows)
+
+    def metrics(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
+        """The task's metrics from logits by split; a second dev set's (MNLI mismatched) are marked by its name."""
+        found = {}
+        for number, (name, logits) in enumerate(predictions.items()):
+            labels = np.array(self.evaluations[name]["labels"])
+            mark = "" if number == 0 else "_" + name.removeprefix("validation_")
+            found |= {key + mark: value for key, value in glue_metrics(self.task, logits, labels).items()}
+        return found
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """The task's GLUE number: the mean of its metrics, as a fraction."""
+        return float(np.mean(list(metrics.values())))
+
+    def trivial_score(self) -> float:
+        """What the most frequent class (or a constant) scores on dev."""
+        constant = {}
+        for name, rows in self.evaluations.items():
+            labels = np.array(rows["labels"])
+            if self.task.is_regression:
+                constant[name] = np.zeros(len(labels))
+            else:
+                constant[name] = np.full(len(labels), np.bincount(labels).argmax())
+        return self.score(self.metrics(constant))
+
+
+def prepare(
+    task: Task,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    train_examples: int | None = None,
+    fixed_length=False,
+) -> Prepared:
+    """Load and tokenize a GLUE task.
+
+    Args: source: "sample", "hub" or a folder; train_examples: only the first so many training examples.
+    Errors: BitlabError where a split that is needed is absent.
+    """
+    splits = load_glue(task, source)
+    present = [name for name in task.eval_splits if name in splits]
+    if "train" not in splits or not present:
+        missing = "train" if "train" not in splits else task.eval_splits[0]
+        raise BitlabError(f"{task.title} has no {missing} split in this data: an experiment needs train and dev files")
+    train = splits["train"]
+    if train_examples is not None:
+        train = train.select(range(min(train_examples, len(train))))
+    evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
+    return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length)
+
+
+def train_stage(
+    model: PreTrainedModel,
+    teachers: list[PreTrainedModel],
+    data: Prepared,
+    settings: StageSettings,
+    folder: Path,
+    seed: int,
+    title: str,
+    best: bool = False,
+    started: float | None = None,
+    **trainer_options,
+) -> tuple[list[dict], int, float]:
+    """Train `model` in place, from its start or from the last whole checkpoint in `folder`.
+
+    Args:
+        teachers: models to distil from; none: train on the labels.
+        best: evaluate on dev ten times and end with the best model.
+        trainer_options: see `DistillationTrainer`.
+    Returns: (log, steps, moment of the start on the monotonic clock, earlier sessions counted in).
+    """
+    steps = settings.steps(len(data.train))
+    checkpoint, spent = _last_whole_checkpoint(folder)
+    started = (time.monotonic() if started is None else started) - spent
+    trainer = DistillationTrainer(
+        model,
+        teachers,
+        arguments(data, settings, folder, seed, steps, best),
+        train_dataset=data.train,
+        eval_dataset=next(iter(data.evaluations.values())),
+        data_collator=data.collate,
+        compute_metrics=lambda p: {"score": data.score(glue_metrics(data.task, p.predictions, p.label_ids))},
+        alpha_learning_rate=settings.alpha_learning_rate,
+        callbacks=[Progress(title), MarkWhole(started)],
+        **trainer_options,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.state.log_history, trainer.state.global_step, started
+
+
+def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, steps: int, best: bool):
+    """transformers' TrainingArguments for one stage."""
+    every = max(1, steps // DEV_EVALUATIONS)
+    choose = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
+    processes = PartialState().num_processes
+    if settings.batch_size % processes:
+        raise BitlabError(f"a batch of {settings.batch_size} can't be shared by {processes} processes evenly")
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size // processes,
+        per_device_eval_batch_size=EVALUATION_BATCH,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        adam_epsilon=1e-6,
+        train_sampling_strategy="random" if data.fixed_length else "group_by_length",
+        logging_steps=max(1, steps // 50),
+        save_steps=every if best else max(25, every),
+        save_total_limit=2,
+        report_to=_reporting(),
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **({**choose, "metric_for_best_model": "score"} if best else {}),
+    )
+
+
+def _reporting() -> list[str]:
+    from transformers.integrations import is_tensorboard_available
+
+    return ["tensorboard"] if is_tensorboard_available() else []
+
+
+def evaluate(model: PreTrainedModel, data: Prepared) -> tuple[float, dict[str, float]]:
+    """(score, metrics) of a model on the task's dev split or splits."""
+    args = TrainingArguments(per_device_eval_batch_size=EVALUATION_BATCH, report_to=[], disable_tqdm=True)
+    trainer = DistillationTrainer(model, None, args, data_collator=data.collate)
+    trainer.remove_callback(PrinterCallback)
+    metrics = data.metrics({name: trainer.predict(rows).predictions for name, rows in data.evaluations.items()})
+    return data.score(metrics), metrics
+
+
+def _last_whole_checkpoint(folder: Path) -> tuple[str | None, float]:
+    """The newest checkpoint that was written to its end, and the seconds of training in it; broken ones go."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / WHOLE).exists():
+            whole.append(path)
+        elif PartialState().is_main_process:
+            shutil.rmtree(path)
+    if not whole:
+        return None, 0.0
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]))
+    return str(last), json.loads((last / WHOLE).read_text())
+
+
+class MarkWhole(TrainerCallback):
+    """Marks every checkpoint once all of its files are written: a kill in between leaves one without the mark."""
+
+    def __init__(self, started: float):
+        self.started = started
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            partial = checkpoint / (WHOLE + ".partial")
+            partial.write_text(json.dumps(time.monotonic() - self.started))
+            partial.rename(checkpoint / WHOLE)
+
+
+class Progress(TrainerCallback):
+    """One line on standard error: stage, step, remaining time, loss."""
+
+    def __init__(self, title: str):
+        self.title, self.bar = title, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            live = sys.stderr.isatty()
+            pace = {} if live else {"mininterval": 30, "maxinterval": 60}
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stderr, **pace)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is not None and "loss" in (logs or {}):
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()

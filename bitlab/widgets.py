@@ -1,0 +1,100 @@
+"""`explore`: a figure, with controls where somebody can use them."""
+
+from collections.abc import Callable
+from numbers import Real
+
+from IPython.display import Pretty, display
+from matplotlib import pyplot as plt
+
+from bitlab import plots
+from bitlab.course import headless
+from bitlab.errors import BitlabError
+
+
+def explore(draw: Callable, **controls) -> None:
+    """Draw a figure at its default values, and add live controls to it unless the run is headless.
+
+        def draw(alpha, signed):
+            ...
+            return ax                                   # axes, a figure, HTML(...), or text
+
+        explore(draw, alpha=(0.1, 2.0, 0.1, 1.0), signed=True)
+
+    The figure at its default values is an ordinary output: it is what a page without a kernel shows, and a
+    `draw` that fails there fails the cell. Live controls replace that output in place; if one of their calls
+    raises, the error stands where the figure was. Tab reaches every control, the arrow keys move it.
+
+    Args:
+        draw: called with one keyword argument a control; returns what to show, without `plt.show()`.
+        controls: `(minimum, maximum, step, default)` is a slider (of integers if all four are), a list is a
+            dropdown whose first entry is the default, True or False a checkbox, a string a text field.
+    Raises: BitlabError for a control that is none of these; whatever `draw` raises at the default values.
+    """
+    values = {name: default(name, control) for name, control in controls.items()}
+    picture = _drawn(draw, values)
+    if headless():
+        display(picture)
+        return
+
+    from ipywidgets import VBox
+
+    fields = {name: _field(name, control) for name, control in controls.items()}
+    display(VBox(list(fields.values())))
+    shown = display(picture, display_id=True)
+
+    def redraw(_change):
+        try:
+            # the output is updated in place: an Output widget would leave a saved page empty
+            shown.update(_drawn(draw, {name: field.value for name, field in fields.items()}))
+        except Exception as error:
+            shown.update(Pretty(f"{type(error).__name__}: {error}"))
+
+    for field in fields.values():
+        field.observe(redraw, names="value")
+
+
+def default(name: str, control):
+    """The value that a control starts with; a BitlabError if it describes no control."""
+    match control:
+        case bool() | str():
+            return control
+        case [first, *_] if isinstance(control, list):
+            return first
+        case (Real() as low, Real() as high, Real() as step, Real() as start):
+            if low <= start <= high and step > 0:
+                return start
+    raise BitlabError(
+        f"{name}={control!r} describes no control: "
+        f"write (minimum, maximum, step, default), a list, True or False, or a string"
+    )
+
+
+def _drawn(draw: Callable, values: dict):
+    """What `draw` returns, ready for `display`: a figure for axes, plain text for a string."""
+    try:
+        result = draw(**values)
+        if result is None:
+            raise BitlabError(f"{draw.__name__} returned nothing: let it return its figure or axes")
+        if isinstance(result, str):
+            return Pretty(result)
+        return plots.figure_of(result) or result
+    finally:
+        plt.close("all")  # or the inline backend shows the figure a second time at the end of the cell
+
+
+def _field(name: str, control):
+    """The ipywidget of a control, described by its name."""
+    import ipywidgets as w
+
+    label = name.replace("_", " ")
+    look = {"description": label, "style": {"description_width": "initial"}}
+    start = default(name, control)
+    if isinstance(control, bool):
+        return w.Checkbox(value=start, indent=False, tooltip=f"{label}: on or off", **look)
+    if isinstance(control, str):
+        return w.Text(value=start, continuous_update=False, tooltip=f"{label}: type, then Enter", **look)
+    if isinstance(control, list):
+        return w.Dropdown(options=control, value=start, tooltip=f"{label}: choose one", **look)
+    low, high, step, _ = control
+    slider = w.IntSlider if all(isinstance(number, int) for number in control) else w.FloatSlider
+    return slider(value=start, min=low, max=high, step=step, tooltip=f"{label}: {low} to {high}, arrow keys", **look)

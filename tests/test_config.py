@@ -1,0 +1,71 @@
+"""Precisions and their errors, BitConfig and its way through config.json."""
+
+import pytest
+
+from bitlab import BitConfig, BitlabError
+from bitlab.config import parse_precision
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("W1A1", (1, 1)),
+        ("w1a2", (1, 2)),
+        (" W1A4 ", (1, 4)),
+        ("W1A8", (1, 8)),
+        ("W32A32", (32, 32)),
+        ("W32A1", (32, 1)),
+    ],
+)
+def test_precision(text, bits):
+    assert parse_precision(text) == bits
+    config = BitConfig.from_precision(text)
+    assert (config.weight_bits, config.activation_bits) == bits
+    assert config.precision == text.strip().upper()
+
+
+@pytest.mark.parametrize("text", ["W3A1", "W1A3", "W0A0", "W2A1", "W1A16"])
+def test_precision_that_does_not_exist(text):
+    with pytest.raises(BitlabError, match=f"{text} does not exist") as error:
+        parse_precision(text)
+    assert "weights have 1 or 32 bits, activations 1, 2, 4, 8 or 32" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["banana", "", "W1", "A1", "1-1-1", "W1A1A1", "W-1A1", "W1.0A1", None, 11, "W1A1\nW1A2"]
+)
+def test_no_precision(text):
+    with pytest.raises(BitlabError, match="is no precision: write W") as error:
+        parse_precision(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_bits": 2}, "W2A1 does not exist"),
+        ({"activation_bits": 3}, "W1A3 does not exist"),
+        ({"embedding_bits": 4}, "embedding of 4 bits"),
+        ({"method": "magic"}, "'magic'"),
+        ({"weigth_bits": 1}, "'weigth_bits'"),
+    ],
+)
+def test_bad_option(options, message):
+    with pytest.raises(BitlabError, match=message):
+        BitConfig(**options)
+
+
+def test_embedding_follows_the_weights():
+    assert BitConfig(1).word_embedding_bits == 1
+    assert BitConfig(32).word_embedding_bits == 32
+    assert BitConfig(1, embedding_bits=32).word_embedding_bits == 32
+    assert BitConfig(32, embedding_bits=1).word_embedding_bits == 1
+
+
+def test_dictionary_and_back():
+    config = BitConfig(1, 2, embedding_bits=32, modules_to_not_convert=["pooler"], history="W32A32 -> W1A2")
+    stored = config.to_dict()
+    assert stored["quant_method"] == "bitlab"
+    assert BitConfig.from_dict(stored).to_dict() == stored
+    assert BitConfig(**stored).precision == "W1A2"

@@ -1,0 +1,336 @@
+"""binarize, set_precision and the from_pretrained plug-in on every architecture and head."""
+
+import copy
+import json
+
+import pytest
+import torch
+from tiny_models import CONFIGS, HEADS, SIZES, batch, binarizers, outputs, tiny, warm_up
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+
+from bitlab import (
+    BinaryEmbedding,
+    BinaryLinear,
+    BitConfig,
+    BitlabError,
+    ElasticBinarizer,
+    binarize,
+    set_precision,
+)
+
+GRID = [(architecture, head) for architecture in CONFIGS for head in HEADS]
+
+
+def binary(architecture="bert", head="sequence", bits=1, **options):
+    return warm_up(binarize(tiny(architecture, head, **options), BitConfig(1, bits)))
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+# ------------------------------------------------------------------------------------------------ structure
+
+
+@pytest.mark.parametrize(("architecture", "head"), GRID)
+def test_what_becomes_binary(architecture, head):
+    model = binarize(tiny(architecture, head))
+    inside = {id(module) for module in model.base_model.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            assert isinstance(module, BinaryLinear) == (id(module) in inside), name  # the head stays float
+        if isinstance(module, nn.Embedding):
+            assert isinstance(module, BinaryEmbedding) == ("word_embeddings" in name), name
+    extra = ("pooler" in str(model)) + (architecture == "electra")  # ELECTRA's embeddings_project
+    assert len(binarizers(model)) == 10 * 2 + extra
+
+
+def test_bert_base_has_121_binarizers():
+    with torch.device("meta"):
+        model = binarize(BertModel(BertConfig()))
+    assert len(binarizers(model)) == 121
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_sets_are_those_of_the_method(architecture):
+    unsigned = {name for name, module in binarizers(binarize(tiny(architecture))).items() if not module.signed}
+    ends = (
+        "probs_binarizer",
+        "lin2.input_binarizer" if architecture == "distilbert" else "output.dense.input_binarizer",
+    )
+    assert len(unsigned) == 4 and all(name.endswith(ends) for name in unsigned)
+    assert not any("attention.output" in name for name in unsigned)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_feed_forward_is_relu_and_the_pooler_keeps_tanh(architecture):
+    model = binarize(tiny(architecture))
+    act = {
+        name: type(module).__name__ for name, module in model.named_modules() if name.endswith(("act_fn", "activation"))
+    }
+    pooler = {name for name in act if "pooler" in name}
+    assert sum(kind == "ReLU" for kind in act.values()) == 2
+    assert all(act[name] == "Tanh" for name in pooler)
+    assert len(pooler) == (architecture == "bert")
+    assert (getattr(model.config, "hidden_act", None) or model.config.activation) == "relu"
+
+
+def test_latent_weights_are_the_models_own():
+    model = tiny()
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()}
+    after = dict(binarize(model).named_parameters())
+    for name, (parameter, value) in before.items():
+        assert after[name] is parameter and torch.equal(parameter, value)
+
+
+def test_modules_to_not_convert():
+    model = binarize(tiny(), BitConfig(modules_to_not_convert=["pooler", "layer.0"]))
+    assert type(model.bert.pooler.dense) is nn.Linear
+    assert len(binarizers(model)) == 10
+    assert isinstance(outputs(model, **batch())[0], torch.Tensor)
+
+
+def test_float_embedding_by_option():
+    model = binarize(tiny(), BitConfig(embedding_bits=32))
+    assert model.get_input_embeddings().weight_bits == 32
+    assert set_precision(model, "W1A2").get_input_embeddings().weight_bits == 32
+
+
+def test_tied_weights_stay_tied():
+    model = binarize(BertForMaskedLM(BertConfig(**SIZES)))
+    assert model.cls.predictions.decoder.weight is model.get_input_embeddings().weight
+    assert type(model.cls.predictions.decoder) is nn.Linear
+
+
+def test_one_config_for_two_models():
+    """Changing one model's precision leaves the other's, and the caller's config, alone."""
+    config = BitConfig(1, 1)
+    first, second = binarize(tiny(), config), binarize(tiny(), config)
+    set_precision(first, "W1A4")
+    assert first.config.quantization_config.precision == "W1A4"
+    assert second.config.quantization_config.precision == config.precision == "W1A1"
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+
+
+def test_binarizing_twice():
+    with pytest.raises(BitlabError, match=r"binary already.*set_precision") as error:
+        binarize(binarize(tiny()))
+    one_line(error)
+
+
+def test_a_model_that_is_no_bert():
+    with pytest.raises(BitlabError, match="GPT2LMHeadModel is not built as bitlab expects") as error:
+        binarize(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)))
+    one_line(error)
+
+
+def test_set_precision_errors():
+    with pytest.raises(BitlabError, match="not binary: call binarize"):
+        set_precision(tiny(), "W1A1")
+    model = binary()
+    before = outputs(model, **batch())
+    for precision, alpha, message in (
+        ("W3A1", "carry", "W3A1"),
+        ("banana", "carry", "banana"),
+        ("W1A2", "keep", "'keep'"),
+    ):
+        with pytest.raises(BitlabError, match=message) as error:
+            set_precision(model, precision, alpha=alpha)
+        one_line(error)
+    same(outputs(model, **batch()), before)  # nothing half-done
+
+
+# -------------------------------------------------------------------------------------------- set_precision
+
+
+def test_w32a32_is_the_float_model_with_relu():
+    for architecture in CONFIGS:
+        relu = {"activation" if architecture == "distilbert" else "hidden_act": "relu"}
+        model = set_precision(binary(architecture), "W32A32")
+        expected = outputs(tiny(architecture, **relu), **batch(pad=2))
+        for ours, theirs in zip(outputs(model, **batch(pad=2)), expected):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("alpha", ["carry", "reinit", "rescale"])
+def test_precision_changes_and_weights_stay(alpha):
+    model = binary(bits=2)
+    before = copy.deepcopy(model.state_dict())
+    assert set_precision(model, "W1A1", alpha=alpha) is model
+    assert model.config.quantization_config.precision == "W1A1"
+    assert {module.bits for module in binarizers(model).values()} == {1}
+    alphas = [name for name in before if name.endswith("_binarizer.alpha")]
+    assert len(alphas) == 21
+    for name, value in model.state_dict().items():
+        if not name.endswith(("alpha", "initialized")):
+            assert torch.equal(value, before[name]), name
+    factor = dict.fromkeys(alphas, 1.0)
+    if alpha == "rescale":  # Qp: 1 -> 1 signed, 3 -> 1 unsigned
+        factor |= {name: 3**0.5 for name in alphas if not model.get_submodule(name.removesuffix(".alpha")).signed}
+    for name, ratio in factor.items():
+        assert model.state_dict()[name].item() == pytest.approx(before[name].item() * ratio)
+        assert model.state_dict()[name.replace("alpha", "initialized")] == (alpha != "reinit")
+
+    model.train()(**batch(seed=3))
+    for name in alphas:  # only re-initialised ones move in a forward
+        kept = model.state_dict()[name].item() == pytest.approx(before[name].item() * factor[name])
+        assert kept == (alpha != "reinit"), name
+
+
+def test_from_full_precision_alpha_is_always_initialised():
+    model = binarize(tiny(), BitConfig(32, 32))
+    set_precision(model, "W1A1", alpha="carry").train()(**batch())
+    assert all(module.initialized and module.alpha != 1 for module in binarizers(model).values())
+    frozen = set_precision(model, "W32A32").named_parameters()
+    assert all(parameter.requires_grad != name.endswith(("alpha", "beta")) for name, parameter in frozen)
+    assert all(parameter.requires_grad for parameter in set_precision(model, "W1A1").parameters())
+
+
+def test_same_precision_changes_nothing():
+    model = binary(bits=2)
+    before = outputs(model, **batch())
+    same(outputs(set_precision(model, "W1A2"), **batch()), before)
+
+
+# ----------------------------------------------------------------------------- saving, loading, and copying
+
+
+@pytest.mark.parametrize(("architecture", "head"), GRID)
+def test_saved_and_loaded_bit_equal(architecture, head, tmp_path):
+    model = set_precision(binary(architecture, head, bits=2), "W1A1", alpha="carry")
+    before = outputs(model, **batch(pad=2))
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert (stored["quant_method"], stored["weight_bits"], stored["activation_bits"]) == ("bitlab", 1, 1)
+
+    loaded, info = HEADS[head].from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    same(outputs(loaded, **batch(pad=2)), before)
+    assert set(loaded.state_dict()) == set(model.state_dict())
+    loaded.train()(**batch(seed=4))  # a loaded alpha is not initialised again
+    same([m.alpha for m in binarizers(loaded).values()], [m.alpha for m in binarizers(model).values()])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"), [(a, "sequence") for a in CONFIGS] + [("bert", "span"), ("bert", "bare")]
+)
+def test_a_float_checkpoint_loads_as_a_binary_model(architecture, head, tmp_path):
+    original = tiny(architecture, head)
+    original.save_pretrained(tmp_path)
+    model = HEADS[head].from_pretrained(tmp_path, quantization_config=BitConfig(1, 2))
+    for name, module in binarizers(model).items():
+        assert module.alpha.item() == 1 and not module.initialized and module.bits == 2, name
+        assert module.beta is None or not module.beta.any(), name
+    parameters = dict(model.named_parameters())
+    for name, parameter in original.named_parameters():
+        assert torch.equal(parameters[name], parameter), name
+    assert all(tensor.isfinite().all() for tensor in outputs(model, **batch()))
+    expected = warm_up(binarize(original, BitConfig(1, 2)))
+    same(outputs(warm_up(model), **batch()), outputs(expected, **batch()))
+
+
+def test_loading_with_another_head_keeps_the_encoder(tmp_path):
+    model = binary()
+    model.save_pretrained(tmp_path)
+    loaded = HEADS["span"].from_pretrained(tmp_path)
+    same(
+        [m.alpha for n, m in binarizers(loaded).items()],
+        [m.alpha for n, m in binarizers(model).items() if "pooler" not in n],
+    )
+
+
+def test_an_untrained_model_is_saved_as_untrained(tmp_path):
+    binarize(tiny()).save_pretrained(tmp_path)
+    loaded = HEADS["sequence"].from_pretrained(tmp_path)
+    loaded.train()(**batch())
+    assert all(module.initialized for module in binarizers(loaded).values())
+
+
+def test_deepcopy():
+    model = binary()
+    twin = copy.deepcopy(model)
+    same(outputs(twin, **batch()), outputs(model, **batch()))
+    with torch.no_grad():
+        twin.bert.encoder.layer[0].output.dense.input_binarizer.alpha *= 2
+    set_precision(twin, "W1A2")
+    assert model.config.quantization_config.precision == "W1A1"
+    assert not torch.equal(outputs(twin, **batch())[0], outputs(model, **batch())[0])
+
+
+# ----------------------------------------------------------------------------- compile, export, sync, steps
+
+
+def small(bits=1):
+    torch.manual_seed(0)
+    model = HEADS["sequence"].from_config(BertConfig(**{**SIZES, "num_hidden_layers": 1}))
+    return warm_up(binarize(model, BitConfig(1, bits)))
+
+
+def test_compile_without_a_break():
+    model, inputs = small(), batch()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+    gradients = []
+    for forward in (model, compiled):
+        model.train().zero_grad()
+        forward(**inputs).logits.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_compile_of_a_fresh_binarizer():
+    """The first training forward, which initialises alpha, compiles too."""
+    layer, twin, x = ElasticBinarizer(4, bits=2), ElasticBinarizer(4, bits=2), torch.randn(3, 4)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), twin(x))
+        assert torch.equal(layer.alpha, twin.alpha) and layer.initialized
+
+
+def test_export():
+    model, inputs = small(), batch()
+    program = torch.export.export(model, (), inputs)
+    other = batch(seed=9)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(**other).logits, model(**other).logits)
+
+
+def test_no_host_sync_in_a_model():
+    """Reading a tensor's value stalls a GPU. A FakeTensorMode tensor has no values: reading one raises."""
+    with FakeTensorMode():
+        model, inputs = binarize(tiny(), BitConfig(1, 2)), batch(pad=2)
+        for _ in range(2):  # with and without the first batch's initialisation
+            model.train()(**inputs).logits.sum().backward()
+        model.eval()(**inputs)
+        with pytest.raises(DataDependentOutputException):  # so that this test is known to see a sync
+            binarizers(model)["bert.pooler.dense.input_binarizer"].sync()
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_training_steps_lower_the_loss(architecture):
+    """Two classes of sentences, told apart by their first word."""
+    model = binarize(tiny(architecture, num_labels=2), BitConfig(1, 1)).train()
+    inputs = batch(size=8, length=6)
+    labels = torch.arange(8) % 2
+    inputs["input_ids"][:, 0] = 3 + labels
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])

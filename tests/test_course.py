@@ -1,0 +1,249 @@
+"""Presets, exercise checks, every registered exercise, the runner, and the committed notebooks."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from bitlab import course, exercises, series
+from bitlab.errors import BitlabError
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CHECKED = re.compile(r"""\bcheck\(\s*["'](\d\d\.\d+)["']""")
+
+
+def stub(*arguments):
+    return NotImplemented
+
+
+@pytest.fixture
+def doubling(monkeypatch):
+    monkeypatch.setattr(exercises, "_REGISTRY", {})
+
+    @exercises.exercise("99.1", "Double it", difficulty=2, minutes=3)
+    class Doubling:
+        cases = [(torch.tensor([1.0, 2.0]),), (torch.tensor([-3.0]),)]
+
+        def reference(x):
+            return 2 * x
+
+        def wrong(x):
+            return x**2
+
+    return Doubling
+
+
+# Presets
+
+
+def test_quick_is_the_default_and_full_is_asked_for(monkeypatch, capsys):
+    monkeypatch.delenv("BITLAB_PRESET", raising=False)
+    assert course.start("02").pick(quick=1, full=2) == 1
+    monkeypatch.setenv("BITLAB_PRESET", "full")
+    lab = course.start("02")
+    assert lab.full
+    assert lab.pick(quick=1, full=2) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "torch" in lines[0] and "preset quick" in lines[0] and "/" not in lines[0]
+
+
+def test_unknown_preset_is_refused(monkeypatch):
+    monkeypatch.setenv("BITLAB_PRESET", "fast")
+    with pytest.raises(BitlabError, match=r"fast.*quick or full"):
+        course.start("02")
+
+
+def test_start_seeds_the_generators():
+    course.start("02", seed=5)
+    first = torch.rand(3)
+    course.start("02", seed=5)
+    assert torch.equal(first, torch.rand(3))
+    course.start("02", seed=6)
+    assert not torch.equal(first, torch.rand(3))
+
+
+# Exercise checks
+
+
+def verdict(capsys) -> str:
+    (line,) = capsys.readouterr().out.splitlines()
+    return line
+
+
+def test_check_tells_passed_wrong_and_not_attempted(doubling, capsys):
+    course.check("99.1", lambda x: x + x)
+    assert verdict(capsys).endswith("passed")
+    course.check("99.1", stub)
+    assert "not attempted" in verdict(capsys)
+    course.check("99.1", doubling.wrong)
+    line = verdict(capsys)
+    assert "expected [2.0, 4.0]" in line and "got [1.0, 4.0]" in line
+
+
+def test_check_survives_an_answer_that_raises_or_spoils_its_input(doubling, capsys):
+    course.check("99.1", lambda x: x.no_such_method())
+    assert "raised AttributeError" in verdict(capsys)
+    course.check("99.1", lambda x: x.mul_(2))
+    assert verdict(capsys).endswith("passed")
+    course.check("99.1", lambda x: 1 / 0)
+    assert "ZeroDivisionError" in verdict(capsys)
+
+
+@pytest.mark.parametrize("answer", [stub, lambda x: x, lambda x: 1 / 0])
+def test_strict_raises(doubling, monkeypatch, answer):
+    monkeypatch.setenv("BITLAB_STRICT", "1")
+    course.check("99.1", doubling.reference)
+    with pytest.raises(course.ExerciseError, match=r"99\.1"):
+        course.check("99.1", answer)
+
+
+def test_unknown_exercise_is_refused_and_ids_are_unique(doubling):
+    with pytest.raises(BitlabError, match=r"99\.7.*99\.1"):
+        course.check("99.7", stub)
+    with pytest.raises(BitlabError, match="two exercises"):
+        exercises.exercise("99.1", "Another", difficulty=1, minutes=1)(doubling)
+    with pytest.raises(BitlabError, match="difficulty"):
+        exercises.exercise("99", "No number", difficulty=1, minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "same"),
+    [
+        (1.0, torch.tensor(1.00001), True),
+        (1.0, 1.1, False),
+        (torch.ones(2), [1, 1], True),
+        (torch.ones(2), torch.ones(1, 2), False),
+        (torch.ones(2), "one", False),
+        (torch.ones(2), None, False),
+        (("a", 2), ["a", 2.0], True),
+        (("a", 2), ("a",), False),
+        ({"x": 1}, {"x": 1.0}, True),
+        ({"x": 1}, {"y": 1}, False),
+        ("two sets", "two sets", True),
+        (True, False, False),
+    ],
+)
+def test_agree(expected, got, same):
+    assert exercises.agree(expected, got) is same
+
+
+# The exercises of the series
+
+
+@pytest.mark.parametrize("entry", exercises.every(), ids=lambda entry: entry.id)
+class TestExercise:
+    def test_reference_passes(self, entry):
+        assert entry.judge(entry.reference) is None
+
+    def test_stub_is_not_attempted(self, entry):
+        with pytest.raises(NotImplementedError):
+            entry.judge(stub)
+
+    def test_planted_wrong_answer_fails(self, entry):
+        assert "expected" in entry.judge(entry.wrong)
+
+
+# The runner
+
+
+def notebook(*sources: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+
+
+def test_run_keeps_copies_and_pages_and_refresh_tidies_in_place(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BITLAB_HEADLESS", "1")
+    path = tmp_path / "01_sum.ipynb"
+    book = notebook("import os, sys\nprint(os.environ['BITLAB_HEADLESS'], sys.executable)", "1 + 1")
+    book.cells[0].metadata["execution"] = {"started": "now"}
+    nbformat.write(book, path)
+    folders = ["--notebooks", str(tmp_path), "--build", str(tmp_path / "build")]
+
+    assert series.main(["run", *folders]) == 0
+    assert re.search(r"01_sum +\d+\.\d s +\d\.\d\d GiB\nin all", capsys.readouterr().out)
+    assert not nbformat.read(path, as_version=4).cells[0].outputs
+    done = nbformat.read(tmp_path / "build" / path.name, as_version=4)
+    assert done.cells[0].outputs[0].text == f"1 {series.sys.executable}\n"
+    assert "<html" in (tmp_path / "build" / "01_sum.html").read_text()
+
+    assert series.main(["refresh", *folders]) == 0
+    tidy = nbformat.read(path, as_version=4)
+    assert tidy.cells[1].outputs[0].data["text/plain"] == "2"
+    assert len(tidy.cells) == 2 and tidy.cells[0].metadata == {}
+    assert tidy.metadata.kernelspec.name == "python3"
+
+
+def test_run_stops_at_a_failing_cell_and_names_it(tmp_path, capsys):
+    for name, source in (("01_bad", "x = 1\nx / 0"), ("02_never", "1")):
+        nbformat.write(notebook("0", source), tmp_path / f"{name}.ipynb")
+    assert series.main(["run", "--notebooks", str(tmp_path), "--build", str(tmp_path / "build")]) == 1
+    error = capsys.readouterr().err
+    assert "01_bad" in error and "cell 1: ZeroDivisionError" in error and "| x / 0" in error
+    assert not (tmp_path / "build" / "02_never.ipynb").exists()
+
+
+def test_page_keeps_alt_texts_and_links_to_pages():
+    book = notebook("figure")
+    book.cells.append(nbformat.v4.new_markdown_cell("[next](03_elastic_activation.ipynb)"))
+    picture = {"data": {"image/png": "iVBORw0KGgo="}, "metadata": {"image/png": {"alt": 'a "falling" loss'}}}
+    book.cells[0].outputs = [nbformat.v4.new_output("display_data", **picture)]
+    html = series.page(book, "02")
+    assert "a &quot;falling&quot; loss" in html or "alt='a \"falling\" loss'" in html
+    assert 'href="03_elastic_activation.html"' in html
+
+
+def test_run_without_notebooks_says_so(tmp_path, capsys):
+    assert series.main(["run", "--notebooks", str(tmp_path)]) == 2
+    assert "no notebook" in capsys.readouterr().err
+
+
+# The committed notebooks
+
+
+def cells(path: Path, kind: str = "code") -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestNotebook:
+    def test_kernel_is_python3(self, path):
+        assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
+
+    def test_cells_are_short(self, path):
+        long = [cell.source.splitlines()[0] for cell in cells(path) if len(cell.source.splitlines()) > 25]
+        assert not long, "a cell has 25 lines at most"
+
+    def test_it_was_run_in_order(self, path):
+        counts = [cell.execution_count for cell in cells(path) if cell.source.strip()]
+        assert counts == list(range(1, len(counts) + 1)), "run make refresh"
+
+    def test_outputs_are_clean(self, path):
+        for cell in cells(path):
+            for output in cell.outputs:
+                assert output.output_type != "error", output
+                assert output.get("name") != "stderr", output.text
+                text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+                assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr|Users)/|\b[A-Z]:\\\\", text), text
+                assert not re.search(r"Warning:|\d+%\|", text), text
+                assert "widget-view" not in str(list(output.get("data", {}))), "widgets are static in outputs"
+
+    def test_figures_are_small_and_have_alt_text(self, path):
+        for cell in cells(path):
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    assert output.metadata.get("image/png", {}).get("alt"), cell.source
+                    assert len(output.data["image/png"]) < 200_000, cell.source
+
+    def test_its_exercises_are_registered_checked_and_left_to_the_reader(self, path):
+        number = path.stem[:2]
+        registered = {entry.id for entry in exercises.every() if entry.id.startswith(number)}
+        checked = {id for cell in cells(path) for id in CHECKED.findall(cell.source)}
+        assert checked == registered
+        if "01" <= number <= "09":
+            assert len(checked) >= 2
+        printed = "".join(o.get("text", "") for cell in cells(path) for o in cell.outputs)
+        assert printed.count("not attempted yet") == len(checked), "commit the stubs, not the answers"
+        assert sum("<details>" in cell.source for cell in cells(path, "markdown")) >= len(checked) > 0 or not checked

@@ -1,0 +1,76 @@
+"""The house itself: requirements, package data, and which module may import which."""
+
+import ast
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA_NAMES = {"pytorch": "torch"}
+CORE = {"binarizers", "fused", "layers", "attention", "config", "convert", "cost", "errors"}
+NOTEBOOK_NEEDS = {"course", "widgets", "exercises", "series", "plots", "activations"}
+
+
+def imports(path: Path) -> set[str]:
+    """The bitlab modules that a file imports: first name after the package's."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("bitlab.")}
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "bitlab").rglob("*.py"))
+
+
+def canonical(requirement: str) -> str:
+    parsed = Requirement(requirement)
+    name = CONDA_NAMES.get(parsed.name, parsed.name)
+    return f"{name.lower()}{','.join(sorted(map(str, parsed.specifier)))}"
+
+
+def test_conda_and_pip_users_get_the_same_set():
+    extras = PROJECT["optional-dependencies"].values()
+    wanted = PROJECT["dependencies"] + [line for extra in extras for line in extra]
+    pip = {canonical(line) for line in wanted if not line.startswith("bitlab[")}
+    pip.add(canonical(f"python{PROJECT['requires-python']}"))
+
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = [line for line in listed if isinstance(line, str) and line != "pip"]
+    from_pip = [line for entry in listed if isinstance(entry, dict) for line in entry["pip"]]
+    assert "--editable ." in from_pip
+    conda += [line for line in from_pip if not line.startswith("--")]
+
+    assert {canonical(line) for line in conda} == pip
+
+
+def test_torch_and_transformers_are_capped():
+    assert canonical("torch>=2.11,<2.14") in map(canonical, PROJECT["dependencies"])
+    assert canonical("transformers>=5.17,<6") in map(canonical, PROJECT["dependencies"])
+
+
+def test_continuous_integration_runs_make_test():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_data_flows_one_way(path):
+    used = imports(path)
+    if path.parent.name == "bitlab" and path.stem in CORE:
+        assert used <= CORE, "the core imports nothing from the rest"
+    if path.stem not in NOTEBOOK_NEEDS and path.parent.name != "exercises":
+        assert not used & {"course", "widgets", "exercises", "series"}, "only the notebooks need these"
+
+
+def test_the_import_scanner_sees_imports():
+    assert {"plots", "course", "errors"} <= imports(ROOT / "bitlab" / "widgets.py")

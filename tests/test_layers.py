@@ -1,0 +1,242 @@
+"""ElasticBinarizer, BinaryLinear and BinaryEmbedding against the functions they are made of."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn import functional as F
+
+from bitlab import BinaryEmbedding, BinaryLinear, BitlabError, ElasticBinarizer
+from bitlab.binarizers import binarize_weight, elastic, initial_alpha
+
+QUICK = settings(deadline=None, max_examples=25, derandomize=True, database=None)
+sets = st.sampled_from([(bits, signed) for bits in (1, 2, 4) for signed in (True, False)])
+DOUBLE = {"dtype": torch.float64}
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **DOUBLE)
+
+
+def ready(module, seed=0):
+    """alpha and beta away from 1 and 0, as if initialised."""
+    binarizer = getattr(module, "input_binarizer", module)
+    with torch.no_grad():
+        binarizer.alpha.fill_(0.7)
+        binarizer.initialized.fill_(True)
+        if binarizer.beta is not None:
+            binarizer.beta.copy_(0.2 * randn(binarizer.channels, seed=seed))
+    binarizer.sync()
+    return module
+
+
+# ----------------------------------------------------------------------------------------- ElasticBinarizer
+
+
+@QUICK
+@given(sets, st.integers(1, 4), st.integers(1, 5), st.integers(0, 1000))
+def test_binarizer_is_elastic_of_x_minus_beta(kind, rows, channels, seed):
+    layer = ready(ElasticBinarizer(channels, *kind, **DOUBLE), seed)
+    x, g = randn(2, rows, channels, seed=seed).requires_grad_(), randn(2, rows, channels, seed=seed + 1)
+    y = layer(x)
+    y.backward(g)
+
+    x2, alpha = x.detach().clone().requires_grad_(), layer.alpha.detach().clone().requires_grad_()
+    expected = elastic(x2 - layer.beta.detach(), alpha, *kind)
+    expected.backward(g)
+    assert torch.equal(y, expected)
+    assert torch.equal(x.grad, x2.grad)
+    torch.testing.assert_close(layer.alpha.grad, alpha.grad)
+    torch.testing.assert_close(layer.beta.grad, -x.grad.sum(dim=(0, 1)))
+
+
+def test_alpha_starts_from_the_first_training_batch_only():
+    layer = ElasticBinarizer(4, bits=2)
+    first, second = randn(3, 4, seed=1).float(), 5 * randn(3, 4, seed=2).float()
+    layer.eval()(first)
+    assert layer.alpha.item() == 1 and not layer.initialized
+    layer.train()(first)
+    assert layer.alpha.item() == pytest.approx(initial_alpha(first, 2).item()) and layer.initialized
+    layer(second)
+    assert layer.alpha.item() == pytest.approx(initial_alpha(first, 2).item())
+
+
+def test_first_batch_is_taken_after_the_threshold():
+    layer = ElasticBinarizer(4)
+    with torch.no_grad():
+        layer.beta.fill_(1.0)
+    layer(torch.full((2, 4), 3.0))
+    assert layer.alpha.item() == 4  # 2 mean|3 - 1|
+
+
+def test_alpha_of_one_counts_as_any_other():
+    """A learned alpha that happens to be exactly 1 is not initialised again."""
+    layer = ElasticBinarizer(4)
+    layer(torch.full((2, 4), 0.5))
+    assert layer.alpha.item() == 1
+    layer(torch.full((2, 4), 9.0))
+    assert layer.alpha.item() == 1
+
+
+def test_initialized_is_in_the_state_dict():
+    layer = ElasticBinarizer(4)
+    layer(randn(3, 4).float())
+    assert set(layer.state_dict()) == {"alpha", "beta", "initialized"}
+    loaded = ElasticBinarizer(4)
+    loaded.load_state_dict(layer.state_dict())
+    loaded.train()(9 * randn(3, 4).float())
+    assert torch.equal(loaded.alpha, layer.alpha)
+
+    loaded.load_state_dict(ElasticBinarizer(4).state_dict())  # and the other way: fresh again
+    loaded.train()(torch.full((3, 4), 2.0))
+    assert loaded.alpha.item() == 4
+
+
+def test_forget_and_reset():
+    layer = ready(ElasticBinarizer(4))
+    beta = layer.beta.detach().clone()
+    layer.forget_alpha()
+    layer(torch.full((3, 4), 2.0))
+    assert layer.alpha.item() != pytest.approx(0.7) and torch.equal(layer.beta, beta)
+    layer.reset()
+    assert layer.alpha.item() == 1 and not layer.beta.any() and not layer.initialized
+
+
+def test_32_bits_pass_through():
+    layer, x = ElasticBinarizer(4, bits=32), randn(3, 4).float()
+    assert torch.equal(layer(x), x)
+    assert not layer.initialized and not layer.alpha.requires_grad and not layer.beta.requires_grad
+    layer.set_bits(1)
+    assert layer.alpha.requires_grad and layer.beta.requires_grad
+
+
+def test_no_thresholds_without_channels():
+    layer = ElasticBinarizer(None, signed=False)
+    assert layer.beta is None and set(layer.state_dict()) == {"alpha", "initialized"}
+    assert layer(torch.rand(2, 3, 5)).shape == (2, 3, 5)
+
+
+def test_binarizer_of_3_bits():
+    with pytest.raises(BitlabError, match="3 bits"):
+        ElasticBinarizer(4, bits=3)
+    with pytest.raises(BitlabError, match="3 bits"):
+        ElasticBinarizer(4).set_bits(3)
+
+
+# --------------------------------------------------------------------------------------------- BinaryLinear
+
+
+@QUICK
+@given(sets, st.booleans(), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_linear_is_the_product_of_quantized_tensors(kind, bias, width, out, seed):
+    torch.manual_seed(seed)
+    layer = ready(BinaryLinear(width, out, bias, 1, *kind, **DOUBLE), seed)
+    other = copy.deepcopy(layer)
+    x, g = randn(2, 3, width, seed=seed).requires_grad_(), randn(2, 3, out, seed=seed + 1)
+    x2 = x.detach().clone().requires_grad_()
+    y = layer(x)
+    expected = F.linear(other.input_binarizer(x2), binarize_weight(other.weight), other.bias)
+    torch.testing.assert_close(y, expected)
+    y.backward(g)
+    expected.backward(g)
+    torch.testing.assert_close(x.grad, x2.grad)
+    ours, theirs = dict(layer.named_parameters()), dict(other.named_parameters())
+    assert len(ours) == 3 + bias
+    for name, parameter in ours.items():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=name)
+
+
+def test_bias_gradient_is_a_finite_difference():
+    layer, x, g = ready(BinaryLinear(5, 3, **DOUBLE)), randn(2, 5), randn(2, 3, seed=1)
+    layer(x).backward(g)
+    step = 1e-3
+    with torch.no_grad():
+        for channel in range(3):
+            layer.bias[channel] += step
+            up = (layer(x) * g).sum()
+            layer.bias[channel] -= 2 * step
+            down = (layer(x) * g).sum()
+            layer.bias[channel] += step
+            torch.testing.assert_close((up - down) / (2 * step), layer.bias.grad[channel], rtol=1e-9, atol=1e-9)
+
+
+def test_float_parts_of_a_linear():
+    """W32A1 and W1A32: the float operand has its ordinary gradient, by finite differences."""
+    x = randn(2, 5)
+    layer = ready(BinaryLinear(5, 3, weight_bits=32, **DOUBLE))
+    assert torch.autograd.gradcheck(lambda weight: F.linear(layer.input_binarizer(x), weight), layer.weight)
+    torch.testing.assert_close(layer(x), F.linear(layer.input_binarizer(x), layer.weight, layer.bias))
+    layer = BinaryLinear(5, 3, activation_bits=32, **DOUBLE)
+    torch.testing.assert_close(layer(x), F.linear(x, binarize_weight(layer.weight), layer.bias))
+    assert torch.autograd.gradcheck(layer, x.requires_grad_())
+
+
+def test_w32a32_is_an_ordinary_linear():
+    layer = BinaryLinear(5, 3, weight_bits=32, activation_bits=32)
+    x = randn(2, 5).float()
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_from_linear_shares_the_parameters():
+    linear = nn.Linear(5, 3).eval()
+    layer = BinaryLinear.from_linear(linear, activation_bits=2, signed=False)
+    assert layer.weight is linear.weight and layer.bias is linear.bias
+    assert not layer.training and not layer.input_binarizer.training
+    assert (layer.input_binarizer.bits, layer.input_binarizer.signed) == (2, False)
+    assert not any(tensor.is_meta for tensor in layer.state_dict().values())
+
+
+def test_no_host_sync_in_forward_and_backward():
+    """Reading a tensor's value stalls a GPU. A FakeTensorMode tensor has no values: reading one raises."""
+    with FakeTensorMode():
+        layers = [
+            ElasticBinarizer(6, bits=2),
+            BinaryLinear(6, 4),
+            BinaryLinear(6, 4, activation_bits=4, signed=False),
+        ]
+        for layer in layers:
+            for _ in range(2):  # with and without the first batch's initialisation
+                layer.train()(torch.randn(3, 6)).sum().backward()
+            layer.eval()(torch.randn(3, 6))
+        BinaryEmbedding(6, 4)(torch.tensor([1, 2])).sum().backward()
+        with pytest.raises(DataDependentOutputException):  # so that this test is known to see a sync
+            layers[0].sync()
+
+
+# ------------------------------------------------------------------------------------------ BinaryEmbedding
+
+
+@QUICK
+@given(st.integers(2, 8), st.integers(1, 5), st.integers(0, 1000), st.booleans())
+def test_embedding_is_binarizing_the_table_first(words, width, seed, padded):
+    torch.manual_seed(seed)
+    padding_idx = 1 if padded else None
+    layer = BinaryEmbedding(words, width, padding_idx, **DOUBLE)
+    with torch.no_grad():
+        layer.weight.copy_(randn(words, width, seed=seed))
+    ids = torch.randint(0, words, (3, 7))  # more places than words: ids repeat
+    table = layer.weight.detach().clone().requires_grad_()
+    rows, expected = layer(ids), F.embedding(ids, binarize_weight(table, per_row=True), padding_idx)
+    torch.testing.assert_close(rows, expected)
+    g = randn(3, 7, width, seed=seed + 1)
+    rows.backward(g)
+    expected.backward(g)
+    torch.testing.assert_close(layer.weight.grad, table.grad)
+    if padded:
+        assert not layer.weight.grad[padding_idx].any()
+
+
+def test_float_embedding():
+    layer = BinaryEmbedding.from_embedding(nn.Embedding(5, 3), weight_bits=32)
+    ids = torch.tensor([[0, 4, 4]])
+    assert torch.equal(layer(ids), F.embedding(ids, layer.weight))
+
+
+def test_from_embedding_shares_the_table():
+    embedding = nn.Embedding(5, 3, padding_idx=2)
+    layer = BinaryEmbedding.from_embedding(embedding)
+    assert layer.weight is embedding.weight and layer.padding_idx == 2 and layer.weight_bits == 1
