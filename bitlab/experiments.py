@@ -19,7 +19,7 @@ from bitlab.convert import ALPHA_POLICIES, binarize, set_precision
 from bitlab.data.sources import resolve_source
 from bitlab.distillation import DistillationConfig
 from bitlab.errors import BitlabError
-from bitlab.models import load_model, load_tokenizer
+from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import Task, get_task
 from bitlab.training import Prepared, evaluate, prepare, train_stage
@@ -148,7 +148,7 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
     config = _config(experiment, source, data)
     if not state.is_main_process:  # under torchrun one process owns the folder, the others follow it
         return _run_stages(experiment, data, folder, config, lambda line: None)
-    with runs.claim(folder, config, again):
+    with quiet(), runs.claim(folder, config, again):
         result = runs.read_json(folder / runs.RESULT)
         if result is None:
             result = _run_stages(experiment, data, folder, config, report)

@@ -92,7 +92,7 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     source = resolve_model(name)
     if source.kind == "sample":
         return sample_tokenizer()
-    with _quiet():
+    with quiet():
         return _fetch(AutoTokenizer.from_pretrained, source)
 
 
@@ -113,7 +113,7 @@ def load_model(
     task = None if task is None else get_task(task)
     source = resolve_model(name)
     kind = _auto_class(task)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.kind == "sample":
             config = sample_config(**_head_settings(task))
@@ -221,7 +221,7 @@ def _fetch(load, source: ModelSource, **kwargs):
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Loading says what weights are new and draws a bar; here that is by design, and debris in a notebook."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
