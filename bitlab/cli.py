@@ -78,9 +78,17 @@ def _glue(options: argparse.Namespace) -> int:
     get_glue_task(options.task)
     names = {field.name for field in fields(Experiment)}
     experiment = Experiment(**{key: value for key, value in vars(options).items() if key in names})
-    result = run(experiment, options.output, options.again, report=lambda line: print(line, file=sys.stderr))
+    result = run(experiment, options.output, options.again, report=_silent if options.json else _say)
     print(json.dumps(result, indent=1) if options.json else _table(result))
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    """With --json standard output holds the result alone."""
 
 
 def _table(result: dict) -> str:

@@ -7,6 +7,7 @@ on where an interrupted one stopped.
 import copy
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import Task, get_task
 from bitlab.training import Prepared, evaluate, prepare, train_stage
 
+Report = Callable[[str], None]
 METHODS = ("bit", "bit-released")
 PRESETS = ("quick", "full")
 TEACHERS = ("previous", "full", "both")
@@ -124,7 +126,7 @@ class Experiment:
         return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate)
 
 
-def run(experiment: Experiment, output: str | Path | None = None, again: bool = False, report=print) -> dict:
+def run(experiment: Experiment, output: str | Path | None = None, again: bool = False, report: Report = print) -> dict:
     """Run an experiment to its end, or go on with an interrupted one, and return its result.
 
     Args:
@@ -137,24 +139,42 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
     Errors: BitlabError for bad data, models or settings (nothing is written then), and for a folder that belongs
         to another experiment or is in use.
     """
-    state = PartialState()
     source, why = resolve_source(experiment.data)
-    report(why)
-    task = get_task(experiment.task)
     tokenizer = load_tokenizer(experiment.model)
-    released = experiment.method == "bit-released"
-    data = prepare(task, source, tokenizer, experiment.train_examples, fixed_length=released)
+    data = prepare(
+        get_task(experiment.task), source, tokenizer, experiment.train_examples, experiment.method == "bit-released"
+    )
     folder = Path(output or Path("runs") / experiment.folder_name)
     config = _config(experiment, source, data)
-    if not state.is_main_process:  # under torchrun one process owns the folder, the others follow it
-        return _run_stages(experiment, data, folder, config, lambda line: None)
-    with quiet(), runs.claim(folder, config, again):
-        result = runs.read_json(folder / runs.RESULT)
-        if result is None:
-            result = _run_stages(experiment, data, folder, config, report)
-        else:
-            report(f"{folder} holds this experiment's result already (run it again with --again)")
-    return result
+    with quiet():
+        given = None if (folder / FULL).exists() else _given_teacher(experiment, data)
+        report(why)
+        if not PartialState().is_main_process:  # under torchrun one process owns the folder, the others follow it
+            return _run_stages(experiment, data, folder, config, given, report)
+        with runs.claim(folder, config, again):
+            result = runs.read_json(folder / runs.RESULT)
+            if result is None:
+                return _run_stages(experiment, data, folder, config, given, report)
+            report(f"{folder} holds this experiment's result already (--again runs it again)")
+            return result
+
+
+def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedModel, dict] | None:
+    """The teacher that was named, with its record; refused below the score that a right one reaches."""
+    if experiment.teacher is None:
+        return None
+    model = load_model(experiment.teacher, experiment.task)
+    score, metrics = evaluate(model, data)
+    task = get_task(experiment.task)
+    published = isinstance(task, Task) and experiment.teacher == task.teacher
+    expected = task.published_score - PUBLISHED_MARGIN if published else data.trivial_score()
+    if score <= expected:
+        raise BitlabError(
+            f"teacher {Path(experiment.teacher).name!r} scores {score:.3f} on {task.title} dev, expected above "
+            f"{expected:.3f}: check that it was trained for this task and that its label order fits"
+        )
+    trained = runs.read_json(Path(experiment.teacher) / "stage.json") or {"steps": 0, "seconds": 0.0}
+    return model, {"score": score, "metrics": metrics, "steps": trained["steps"], "seconds": trained["seconds"]}
 
 
 def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
@@ -169,7 +189,7 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     return config
 
 
-def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: dict, report) -> dict:
+def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: dict, given, report) -> dict:
     schedule = Schedule.parse(experiment.schedule)
     records = []
     full = previous = None
@@ -177,7 +197,11 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
         report(f"stage {number} of {len(schedule.stages)}: {precision}")
         record = runs.read_json(folder / precision / "stage.json")
         if record is None:
-            record = _run_stage(experiment, schedule, data, folder, precision, full, previous, report)
+            if precision == FULL and given:
+                record = {"precision": FULL, **given[1]}
+                _save_stage(folder / FULL, given[0], data, record, [])
+            else:
+                record = _run_stage(experiment, schedule, data, folder, precision, full, previous, report)
         records.append(record)
         report(f"  {precision}: score {record['score']:.3f} on dev after {record['steps']} steps")
         previous = load_model(folder / precision, experiment.task)
@@ -204,25 +228,29 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
     stage = schedule.precisions.index(precision)
     set_seed(experiment.seed + stage)  # so that a stage is the same whatever ran before it in this process
     training = folder / f"{precision}.training"
-    if precision == FULL and experiment.teacher:
-        model, log, steps = load_model(experiment.teacher, experiment.task), [], 0
-    else:
-        model = _starting_point(experiment, schedule, precision, previous)
-        teachers = [] if precision == FULL else _teachers(experiment, full, previous)
-        options = _loss_options(experiment) if teachers else {}
-        log, steps, started = train_stage(
-            model, teachers, data, settings, training, seed=experiment.seed + stage, title=precision,
-            best=experiment.selection == "best", started=started, **options,
-        )  # fmt: skip
+    model = _starting_point(experiment, schedule, precision, previous)
+    teachers = [] if precision == FULL else _teachers(experiment, full, previous)
+    log, steps, started = train_stage(
+        model,
+        teachers,
+        data,
+        settings,
+        training,
+        seed=experiment.seed + stage,
+        title=precision,
+        best=experiment.selection == "best",
+        started=started,
+        report=report,
+        **(_loss_options(experiment) if teachers else {}),
+    )
     score, metrics = evaluate(model, data)
-    if precision == FULL:
-        _check_teacher(experiment, data, score, report)
+    if precision == FULL and score <= data.trivial_score():
+        report(f"  note: the teacher does not beat a constant answer ({data.trivial_score():.3f}): train it longer")
     seconds = round(time.monotonic() - started, 1)
     record = {"precision": precision, "score": score, "metrics": metrics, "steps": steps, "seconds": seconds}
+    _save_stage(folder / precision, model, data, record, log)
     if PartialState().is_main_process:
-        _save_stage(folder / precision, model, data, record, log)
         shutil.rmtree(training, ignore_errors=True)
-    PartialState().wait_for_everyone()
     return record
 
 
@@ -254,26 +282,12 @@ def _loss_options(experiment) -> dict:
     }
 
 
-def _check_teacher(experiment: Experiment, data: Prepared, score: float, report) -> None:
-    """Refuse a given teacher that can't be right; say so where our own training did not get off the ground."""
-    trivial = data.trivial_score()
-    task = get_task(experiment.task)
-    if experiment.teacher is None:
-        if score <= trivial:
-            report(f"  note: the teacher does not beat a constant answer ({trivial:.3f}): train it longer")
-        return
-    published = isinstance(task, Task) and experiment.teacher == task.teacher
-    expected = task.published_score - PUBLISHED_MARGIN if published else trivial
-    if score <= expected:
-        raise BitlabError(
-            f"teacher {Path(experiment.teacher).name!r} scores {score:.3f} on {task.title} dev, expected above "
-            f"{expected:.3f}: check that it was trained for this task and that its label order fits"
-        )
-
-
-def _save_stage(folder: Path, model, data: Prepared, record: dict, log: list) -> None:
-    with runs.whole_folder(folder) as partial:
-        model.save_pretrained(partial)
-        data.tokenizer.save_pretrained(partial)
-        runs.write_json(partial / "log.json", log)
-        runs.write_json(partial / "stage.json", record)
+def _save_stage(folder: Path, model: PreTrainedModel, data: Prepared, record: dict, log: list[dict]) -> None:
+    """Write a stage's Hugging Face folder, whole or not at all; other processes wait for it."""
+    if PartialState().is_main_process:
+        with runs.whole_folder(folder) as partial:
+            model.save_pretrained(partial)
+            data.tokenizer.save_pretrained(partial)
+            runs.write_json(partial / "log.json", log)
+            runs.write_json(partial / "stage.json", record)
+    PartialState().wait_for_everyone()

@@ -4,7 +4,7 @@ Run one by one, the operations of the elastic function cost almost half of a tra
 traffic. Compiled into one loop each they cost next to nothing. Compiling takes seconds (once; torch keeps the
 result on disk), so small tensors, such as those of the sample model, run the formulas as they are written.
 
-`BITLAB_FUSED` decides: "auto" (the default: compile for tensors of 65,536 numbers and more, if there is a compiler),
+`BITLAB_FUSED` decides: "auto" (the default: compile for tensors of 262,144 numbers and more, if there is a compiler),
 "on" or "off".
 """
 
@@ -17,7 +17,7 @@ import torch
 from bitlab.errors import BitlabError
 
 VARIABLE = "BITLAB_FUSED"
-WORTH_IT = 65_536
+WORTH_IT = 262_144
 _broken: list[str] = []  # why compiling failed in this process, if it did
 
 

@@ -247,7 +247,7 @@ class SourceReport(NamedTuple):
 def describe_sources() -> list[SourceReport]:
     """The models and data that can be used here and now."""
     try:
-        minilm = SourceReport("model", "minilm", True, str(minilm_folder()), "")
+        minilm = SourceReport("model", "minilm", True, f"pretrained encoder, {minilm_folder().parent.name}", "")
     except BitlabError as error:
         minilm = SourceReport("model", "minilm", False, str(error), MINILM_ADVICE)
     online = hub_reachable()

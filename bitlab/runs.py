@@ -62,20 +62,22 @@ def claim(folder: Path, config: dict, again: bool = False):
     Errors: BitlabError if the folder belongs to an experiment with another configuration (the first difference is
     named), holds other files, or is in use by another process; also for a full disk, with what was done kept.
     """
-    with _as_one_line(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            known = read_json(folder / CONFIG)
-            if known is None:
-                others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG + ".partial"))
-                if others:
-                    raise BitlabError(f"folder {folder} holds other files ({others[0]}): choose another --output")
-                write_json(folder / CONFIG, config)
-            else:
-                _check_same(folder, known, config)
-                if again:
-                    _empty(folder)
-            yield folder
+    except OSError as error:
+        raise BitlabError(f"folder {folder} can't be made ({error.strerror}): choose another --output") from error
+    with _as_one_line(folder), _locked(folder):
+        known = read_json(folder / CONFIG)
+        if known is None:
+            others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG + ".partial"))
+            if others:
+                raise BitlabError(f"folder {folder} holds other files ({others[0]}): choose another --output")
+            write_json(folder / CONFIG, config)
+        else:
+            _check_same(folder, known, config)
+            if again:
+                _empty(folder)
+        yield folder
 
 
 def _check_same(folder: Path, known: dict, config: dict) -> None:
@@ -117,6 +119,6 @@ def _as_one_line(folder: Path):
             raise BitlabError(
                 f"the disk is full at {folder}: free some space and run the same command again"
             ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        if isinstance(error, PermissionError):
             raise BitlabError(f"{folder} can't be written to ({error.strerror}): choose another --output") from error
         raise

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,13 +114,15 @@ def train_stage(
     title: str | None,
     best: bool = False,
     started: float | None = None,
+    report: Callable[[str], None] = print,
     **trainer_options,
 ) -> tuple[list[dict], int, float]:
     """Train `model` in place, from its start or from the last whole checkpoint in `folder`.
 
     Args:
         teachers: models to distil from; none: train on the labels.
-        title: of the progress line on standard error; None for none.
+        title: of the progress bar on standard error; None for none.
+        report: where progress goes, one line for each tenth, if standard error is no terminal.
         best: evaluate on dev ten times and end with the best model.
         trainer_options: see `DistillationTrainer`.
     Returns: (log, steps, moment of the start on the monotonic clock, earlier sessions counted in).
@@ -136,7 +139,7 @@ def train_stage(
         data_collator=data.collate,
         compute_metrics=lambda p: {"score": data.score(glue_metrics(data.task, p.predictions, p.label_ids))},
         alpha_learning_rate=settings.alpha_learning_rate,
-        callbacks=[MarkWhole(started)] + ([Progress(title)] if title else []),
+        callbacks=[MarkWhole(started)] + ([Progress(title, report)] if title else []),
         **trainer_options,
     )
     trainer.remove_callback(PrinterCallback)
@@ -231,24 +234,31 @@ class MarkWhole(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """One line on standard error: stage, step, remaining time, loss."""
+    """Shows stage, step, remaining time and loss: as a bar on a terminal, else as ten lines."""
 
-    def __init__(self, title: str):
-        self.title, self.bar = title, None
+    def __init__(self, title: str, report: Callable[[str], None]):
+        self.title, self.report, self.bar, self.loss = title, report, None, float("nan")
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            live = sys.stderr.isatty()
-            pace = {} if live else {"mininterval": 30, "maxinterval": 60}
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stderr, **pace)
+        self.started, self.first = time.monotonic(), state.global_step
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stderr)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
+        elif state.is_world_process_zero and state.global_step % max(1, state.max_steps // 10) == 0:
+            pace = (time.monotonic() - self.started) / (state.global_step - self.first)
+            left = pace * (state.max_steps - state.global_step)
+            self.report(
+                f"  {self.title}: step {state.global_step} of {state.max_steps}, loss {self.loss:.3f}, "
+                f"about {left:.0f} s left"
+            )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.bar is not None and "loss" in (logs or {}):
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        self.loss = (logs or {}).get("loss", self.loss)
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
