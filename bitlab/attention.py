@@ -5,10 +5,11 @@ attention needs four submodules on each attention module (`convert.py` puts them
 Without those submodules the same function is ordinary attention, which is what a float teacher runs.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+from bitlab.binarizers import exact_matmul
 
 NAME = "bitlab"
 
@@ -42,14 +43,14 @@ def binary_attention(
     v, v_scale = _codes(module, "value_binarizer", value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
-    scores = torch.matmul(q, k.transpose(2, 3)) * (q_scale * k_scale * scaling)
+    scores = exact_matmul(q, k.transpose(2, 3)) * (q_scale * k_scale * scaling)
     if attention_scores is not None:
         attention_scores.append(scores)
     if attention_mask is not None:
         scores = scores + attention_mask
     probs = nn.functional.dropout(scores.softmax(dim=-1), dropout, module.training)
     p, p_scale = _codes(module, "probs_binarizer", probs)
-    context = torch.matmul(p, v) * (p_scale * v_scale)
+    context = exact_matmul(p, v) * (p_scale * v_scale)
     return context.transpose(1, 2).contiguous(), p * p_scale
 
 

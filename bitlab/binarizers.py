@@ -180,6 +180,49 @@ def weight_forward(weight: Tensor) -> tuple[Tensor, Tensor]:
     return sign(weight - weight.mean()), weight.abs().mean()
 
 
+def code_product(codes: Tensor, weight_codes: Tensor) -> Tensor:
+    """`codes @ weight_codes^T`, exact: integers in float32.
+
+    Without autocast it is a float32 product. Under autocast (bf16 training) the forward runs on int8, whose sums are
+    exact where those of bf16 are not, the two products of the backward run in the autocast type, and what the
+    backward needs is kept as int8.
+
+    Args:
+        codes: (..., in_features), integers between -128 and 127. weight_codes: (out_features, in_features), -1 or +1.
+    Returns: (..., out_features), float32.
+    """
+    if not torch.is_autocast_enabled(codes.device.type):
+        return torch.nn.functional.linear(codes, weight_codes)
+    dtype = torch.get_autocast_dtype(codes.device.type)
+    return _CodeProduct.apply(codes.flatten(0, -2), weight_codes, dtype).unflatten(0, codes.shape[:-1])
+
+
+def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.matmul` of float32 codes, in float32 also under autocast."""
+    if not torch.is_autocast_enabled(a.device.type):
+        return torch.matmul(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.matmul(a, b)
+
+
+class _CodeProduct(Function):
+    @staticmethod
+    def forward(ctx, codes, weight_codes, dtype):
+        a, b = codes.to(torch.int8), weight_codes.to(torch.int8)
+        ctx.save_for_backward(a, b)
+        ctx.dtype = dtype
+        rows, width, out = *codes.shape, weight_codes.shape[0]
+        if width == 1 or (codes.is_cuda and (rows <= 16 or width % 8 or out % 8)):  # what _int_mm does not take
+            return exact_matmul(codes, weight_codes.t())
+        return torch._int_mm(a, b.t()).to(torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad):
+        codes, signs = (saved.to(ctx.dtype) for saved in ctx.saved_tensors)
+        grad = grad.to(ctx.dtype)
+        return (grad @ signs).float(), (grad.t() @ codes).float(), None
+
+
 def binarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:
     """Binarize a latent weight to `m * sign(W - mean(W))` with `m = mean|W|` (BiT, section 3.1).
 

@@ -192,7 +192,7 @@ class DistillationTrainer(Trainer):
         student = self._outputs(model, inputs)
         terms: dict[str, Tensor] = {}
         for teacher in self.teachers:
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 target = self._outputs(teacher, inputs)
             for name, term in distillation_loss(student, target, inputs["attention_mask"], self.distillation).items():
                 terms[name] = terms.get(name, 0) + term / len(self.teachers)

@@ -51,6 +51,7 @@ class Experiment:
         stage_teacher: a stage learns from the "previous" stage's model, the "full"-precision one, or "both".
         selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
         logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`.
+        bf16: train in mixed precision (evaluation is in float32).
     """
 
     task: str
@@ -76,6 +77,7 @@ class Experiment:
     hidden_weight: float = 1.0
     attention_weight: float = 0.0
     temperature: float = 1.0
+    bf16: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "task", get_task(self.task).name)
@@ -116,14 +118,14 @@ class Experiment:
             rate = self.teacher_learning_rate or (5e-4 if small else 5e-5)
             epochs = self.teacher_epochs or (1000 if quick else 5)
             steps = self.max_steps or ((300 if small else 60) if quick else None)
-            return StageSettings(epochs, 32, rate, steps)
+            return StageSettings(epochs, 32, rate, steps, bf16=self.bf16)
         stages = len(Schedule.parse(self.schedule).stages)
         rate = self.learning_rate or (5e-4 if small else task.learning_rate)
         epochs = self.epochs or (1000 if quick else task.epochs)
         steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
         batch = self.batch_size or (32 if quick else task.batch_size)
         warmup = 0.2 if self.task == "squad" else 0.1
-        return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate)
+        return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, bf16=self.bf16)
 
 
 def run(experiment: Experiment, output: str | Path | None = None, again: bool = False, report: Report = print) -> dict:

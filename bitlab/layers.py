@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bitlab.binarizers import (
     SMALLEST_ALPHA,
+    code_product,
     elastic_codes,
     initial_alpha,
     levels,
@@ -154,7 +155,7 @@ class BinaryLinear(nn.Linear):
         if self.weight_bits == 32:
             return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)
-        product = F.linear(codes, signs)
+        product = code_product(codes, signs)
         return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
 
     def extra_repr(self) -> str:

@@ -71,6 +71,7 @@ class StageSettings:
         learning_rate: peak rate, after a linear warm-up over `warmup` of the steps, before a linear fall to 0.
         alpha_learning_rate: the same for the alphas.
         weight_decay: of weights; biases, thresholds, LayerNorm and alphas have none.
+        bf16: mixed precision: faster on processors and GPUs that have it. Products of codes stay exact.
     """
 
     epochs: float
@@ -80,6 +81,7 @@ class StageSettings:
     warmup: float = 0.1
     alpha_learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    bf16: bool = False
 
     def steps(self, examples: int) -> int:
         """Optimizer steps for a training set of that many examples, at least 1."""
