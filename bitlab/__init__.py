@@ -1,6 +1,7 @@
 """bitlab: a laboratory for 1-bit transformers."""
 
 import importlib
+import importlib.util
 
 from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
@@ -31,4 +32,6 @@ __all__ = [
 def __getattr__(name: str):
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"bitlab.{name}"):
+        return importlib.import_module(f"bitlab.{name}")  # bitlab.cost.summary(model) after a plain import bitlab
     raise AttributeError(f"module 'bitlab' has no attribute {name!r}")

@@ -40,6 +40,9 @@ def _parser() -> Parser:
     glue.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
     _add_experiment_options(glue)
     glue.set_defaults(command=_glue)
+    results = commands.add_parser("results", help="the stored results, or store a finished run")
+    results.add_argument("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
+    results.set_defaults(command=_results)
     return parser
 
 
@@ -75,12 +78,14 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
 def _glue(options: argparse.Namespace) -> int:
     from bitlab.experiments import Experiment, run
     from bitlab.tasks import get_glue_task
+    from bitlab.training import processes
 
     get_glue_task(options.task)
     names = {field.name for field in fields(Experiment)}
     experiment = Experiment(**{key: value for key, value in vars(options).items() if key in names})
     result = run(experiment, options.output, options.again, report=_silent if options.json else _say)
-    print(json.dumps(result, indent=1) if options.json else _table(result))
+    if processes().is_main_process:
+        print(json.dumps(result, indent=1) if options.json else _table(result))
     return 0
 
 
@@ -98,6 +103,13 @@ def _table(result: dict) -> str:
         metrics = "  ".join(f"{name} {value:.3f}" for name, value in stage["metrics"].items())
         lines.append(f"  {stage['precision']:7} {stage['score']:.3f}   {metrics}   ({stage['steps']} steps)")
     return "\n".join(lines)
+
+
+def _results(options: argparse.Namespace) -> int:
+    from bitlab import results
+
+    print(results.store(options.run) if options.run else results.table(results.load()))
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

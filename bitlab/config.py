@@ -43,6 +43,8 @@ class BitConfig(QuantizationConfigMixin):
         history: the precisions that training went through, "W32A32 -> W1A2"; set by schedules.
     """
 
+    latent = True  # the checkpoint holds the float weights that training goes on with (a packed one does not)
+
     def __init__(
         self,
         weight_bits: int = 1,

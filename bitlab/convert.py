@@ -44,10 +44,10 @@ def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrai
     config = copy.deepcopy(config) if config else BitConfig()  # it will follow this model's precision, nobody else's
     if not isinstance(model, PreTrainedModel):
         raise BitlabError(f"binarize takes a transformers model, not a {type(model).__name__}")
-    if any(isinstance(m, BinaryLinear) for m in model.modules()):
+    if any(isinstance(m, BinaryLinear | ElasticBinarizer) for m in model.modules()):
         raise BitlabError("this model is binary already: change its precision with set_precision(model, 'W1A2')")
     _own_config(model)
-    _replace_modules(model, config)
+    replace_modules(model, config)
     model.config.quantization_config = config
     return model
 
@@ -69,6 +69,8 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "reinit")
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, BitConfig):
         raise BitlabError("this model is not binary: call binarize(model) first")
+    if not config.latent:
+        raise BitlabError("this model is packed, its latent weights are gone: load the checkpoint it was packed from")
     for module in model.modules():
         if isinstance(module, ElasticBinarizer) and module.bits != activation_bits:
             _change_bits(module, activation_bits, alpha)
@@ -97,7 +99,8 @@ def _own_config(model: PreTrainedModel) -> None:
             module.config = own
 
 
-def _replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
+def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
+    """What `binarize` does to the modules; `model.config` is the caller's to set."""
     encoder, prefix = model.base_model, model.base_model_prefix
     modules = {name: module for name, module in encoder.named_modules() if not _skipped(f"{prefix}.{name}", config)}
     attentions = [module for module in modules.values() if projections(module)]
@@ -139,10 +142,11 @@ def _activation(module: nn.Module, config) -> tuple[nn.Module, str, str] | None:
     return None
 
 
-def projections(module: nn.Module) -> tuple[nn.Linear, ...] | None:
+def projections(module: nn.Module, kind: type = nn.Linear) -> tuple[nn.Module, ...] | None:
+    """The query, key and value layers of an attention module, if `module` is one and they are of this kind."""
     for names in PROJECTIONS:
         layers = tuple(getattr(module, name, None) for name in names)
-        if all(isinstance(layer, nn.Linear) for layer in layers):
+        if all(isinstance(layer, kind) for layer in layers):
             return layers
     return None
 
@@ -170,7 +174,7 @@ class BitQuantizer(HfQuantizer):
     binary model, and plain `from_pretrained(folder)` load a saved one. Needs nothing but `import bitlab`."""
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        _replace_modules(model, self.quantization_config)
+        replace_modules(model, self.quantization_config)
         if not self.pre_quantized:  # a float checkpoint holds no scales: that is no news to report
             expected = r"_binarizer\.(alpha|beta|initialized)$"
             model._keys_to_ignore_on_load_missing = [*(model._keys_to_ignore_on_load_missing or ()), expected]

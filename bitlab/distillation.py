@@ -7,6 +7,7 @@ states; the labels of the data set are not used.
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Sampler
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from bitlab import attention
 from bitlab.errors import BitlabError
+from bitlab.layers import ElasticBinarizer
 from bitlab.optim import AdamWithoutCorrection, parameter_groups
 
 
@@ -107,13 +109,26 @@ def distillation_loss(
         _check_same("hidden states", student.hidden_states, teacher.hidden_states)
         rows = None if tokens is None else tokens[:, :, None]
         pairs = zip(student.hidden_states, teacher.hidden_states, strict=True)
-        terms["hidden"] = config.hidden * sum(masked_mse(s, t, rows) for s, t in pairs)
+        terms["hidden"] = config.hidden * _share(rows) * sum(masked_mse(s, t, rows) for s, t in pairs)
     if config.attention:
         _check_same("attention scores", student.attention_scores, teacher.attention_scores)
         cells = None if tokens is None else tokens[:, None, :, None] * tokens[:, None, None, :]
         pairs = zip(student.attention_scores, teacher.attention_scores, strict=True)
-        terms["attention"] = config.attention * sum(masked_mse(s, t, cells) for s, t in pairs)
+        terms["attention"] = config.attention * _share(cells) * sum(masked_mse(s, t, cells) for s, t in pairs)
     return terms
+
+
+def _share(mask: Tensor | None) -> Tensor | float:
+    """What this process's mean over `mask` weighs in the mean over all processes' batches; 1 in one process.
+
+    Each process holds a part of the batch with its own number of real tokens, and their losses are averaged.
+    """
+    if mask is None or not (dist.is_available() and dist.is_initialized()):
+        return 1.0
+    count = mask.sum()
+    total = count.clone()
+    dist.all_reduce(total)
+    return count * dist.get_world_size() / total
 
 
 def _logits(output: ModelOutput) -> tuple[Tensor, ...]:
@@ -132,7 +147,8 @@ def _logit_loss(student, teacher, mask, config) -> Tensor:
             s, t = (x.masked_fill(mask == 0, torch.finfo(x.dtype).min) for x in (s, t))
         elif s.dim() == 3 and not config.count_padding:  # one decision a token
             per_token = mask.to(s.dtype)
-        losses.append(soft_cross_entropy(s, t, config.temperature, per_token, config.per_element))
+        loss = soft_cross_entropy(s, t, config.temperature, per_token, config.per_element)
+        losses.append(_share(per_token) * loss)
     return sum(losses) / len(losses)
 
 
@@ -200,6 +216,23 @@ class DistillationTrainer(Trainer):
         loss = sum(terms.values())
         return (loss, {"loss": loss, "logits": student.get("logits")}) if return_outputs else loss
 
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self.args.world_size > 1:
+            inputs = {name: self._as_long_as_the_others(name, value) for name, value in inputs.items()}
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        parts = self.args.world_size * self.args.gradient_accumulation_steps
+        if parts > 1 and self.accelerator.sync_gradients:
+            # an alpha's gradient is divided by the root of its batch's size: of the whole batch, not of a part
+            for module in model.modules():
+                if isinstance(module, ElasticBinarizer) and module.alpha.grad is not None:
+                    module.alpha.grad /= parts**0.5
+        return loss
+
+    def _as_long_as_the_others(self, name: str, value: Tensor) -> Tensor:
+        """Pad to the longest sentence of all processes: alphas start from, and are scaled by, what lies in a batch."""
+        fill = {"input_ids": getattr(self.model.config, "pad_token_id", None) or 0, "labels": -100}
+        return self.accelerator.pad_across_processes(value.to(self.args.device), dim=1, pad_index=fill.get(name, 0))
+
     def _outputs(self, model: nn.Module, inputs: dict) -> ModelOutput:
         scores = [] if self.distillation.attention else None
         extra = {} if scores is None else {"attention_scores": scores}
@@ -237,8 +270,9 @@ class BucketSampler(Sampler[int]):
     """Random batches of similar length: little padding, and the same order for the same seed and epoch.
 
     Examples are shuffled, cut into stretches of 50 batches, sorted by length within a stretch and shuffled again as
-    whole batches. (transformers' own sampler draws from the global random state, so that a resumed epoch would be
-    another one.)
+    whole batches. The last batch is completed with examples that come a second time, so that every step has as many
+    and several processes can share it evenly. (transformers' own sampler draws from the global random state, so that
+    a resumed epoch would be another one.)
     """
 
     STRETCH = 50
@@ -250,15 +284,14 @@ class BucketSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return -(-len(self.lengths) // self.batch_size) * self.batch_size
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
+        order = order.repeat(-(-len(self) // len(order)))[: len(self)]
         batches = []
         for stretch in order.split(self.STRETCH * self.batch_size):
             batches += stretch[self.lengths[stretch].argsort(descending=True, stable=True)].split(self.batch_size)
-        short = [b for b in batches if len(b) < self.batch_size]  # only the last can be; it stays last
-        whole = [b for b in batches if len(b) == self.batch_size]
-        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator)]
-        yield from torch.cat(shuffled + short).tolist()
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        yield from torch.cat(shuffled).tolist()

@@ -5,13 +5,13 @@ on where an interrupted one stopped.
 """
 
 import copy
+import math
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from bitlab import environment, runs
@@ -23,13 +23,15 @@ from bitlab.errors import BitlabError
 from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import Task, get_task
-from bitlab.training import Prepared, evaluate, prepare, train_stage
+from bitlab.training import Prepared, evaluate, prepare, processes, train_stage
 
 Report = Callable[[str], None]
 METHODS = ("bit", "bit-released")
 PRESETS = ("quick", "full")
 TEACHERS = ("previous", "full", "both")
 SELECTIONS = ("last", "best")
+POSITIVE = ("epochs", "max_steps", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs")
+POSITIVE += ("teacher_learning_rate", "train_examples", "temperature")
 PUBLISHED_MARGIN = 0.05  # a published teacher may score this much below its paper: other versions, other padding
 
 
@@ -86,10 +88,18 @@ class Experiment:
         for name, known in (choices | {"alpha": ALPHA_POLICIES}).items():
             if getattr(self, name) not in known:
                 raise BitlabError(f"{name} {getattr(self, name)!r} does not exist: choose {', '.join(known)}")
-        for name in ("epochs", "max_steps", "batch_size", "learning_rate", "train_examples", "temperature"):
+        for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise BitlabError(f"{name} is {value}: give a number above 0")
+        weights = ("logit_weight", "hidden_weight", "attention_weight")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BitlabError(f"{name} is {getattr(self, name)}: give 0 or a number above")
+        if not any(getattr(self, name) for name in weights):
+            raise BitlabError(f"{', '.join(weights)} are all 0: there is nothing to learn from")
+        if not 0 <= self.seed < 2**31:
+            raise BitlabError(f"seed is {self.seed}: give a whole number from 0 to {2**31 - 1}")
 
     @property
     def folder_name(self) -> str:
@@ -149,11 +159,13 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
     folder = Path(output or Path("runs") / experiment.folder_name)
     config = _config(experiment, source, data)
     with quiet():
-        given = None if (folder / FULL).exists() else _given_teacher(experiment, data)
+        given = None if (folder / FULL).exists() and not again else _given_teacher(experiment, data)
+        if not processes().is_main_process:  # under torchrun one process owns the folder, the others follow it
+            processes().wait_for_everyone()
+            return _run_stages(experiment, data, folder, config, given, report=lambda line: None)
         report(why)
-        if not PartialState().is_main_process:  # under torchrun one process owns the folder, the others follow it
-            return _run_stages(experiment, data, folder, config, given, report)
         with runs.claim(folder, config, again):
+            processes().wait_for_everyone()
             result = runs.read_json(folder / runs.RESULT)
             if result is None:
                 return _run_stages(experiment, data, folder, config, given, report)
@@ -218,7 +230,7 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
         "versions": environment.versions(),
         "machine": environment.machine(),
     }
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         runs.write_json(folder / runs.RESULT, result)
     return result
 
@@ -251,7 +263,7 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
     seconds = round(time.monotonic() - started, 1)
     record = {"precision": precision, "score": score, "metrics": metrics, "steps": steps, "seconds": seconds}
     _save_stage(folder / precision, model, data, record, log)
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         shutil.rmtree(training, ignore_errors=True)
     return record
 
@@ -286,10 +298,10 @@ def _loss_options(experiment) -> dict:
 
 def _save_stage(folder: Path, model: PreTrainedModel, data: Prepared, record: dict, log: list[dict]) -> None:
     """Write a stage's Hugging Face folder, whole or not at all; other processes wait for it."""
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         with runs.whole_folder(folder) as partial:
             model.save_pretrained(partial)
             data.tokenizer.save_pretrained(partial)
             runs.write_json(partial / "log.json", log)
             runs.write_json(partial / "stage.json", record)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()

@@ -105,7 +105,7 @@ def load_model(
     task    a GLUE task: a sequence classifier with its labels; "squad": a question answerer; None: a bare encoder
     seed    draws the weights that the checkpoint does not have (for "sample": all), without touching torch's
             global random state
-    kwargs  go to `from_pretrained`, for instance `quantization_config`
+    kwargs  go to `from_pretrained`, for instance `quantization_config`; not for "sample"
 
     A checkpoint that already has a classifier keeps it: its rows are put into the hub's label order. Raises
     BitlabError when its labels are not the task's, when its head is of the other kind, and when it can't be had.
@@ -116,6 +116,8 @@ def load_model(
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.kind == "sample":
+            if kwargs:
+                raise BitlabError(f"the model 'sample' is no checkpoint and takes no {', '.join(kwargs)}.")
             config = sample_config(**_head_settings(task))
             return kind.from_config(config).eval()
         config = _fetch(AutoConfig.from_pretrained, source)

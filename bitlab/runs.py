@@ -15,6 +15,7 @@ except ImportError:  # Windows has no flock; there the configuration check alone
 from bitlab.errors import BitlabError
 
 CONFIG, RESULT, LOCK = "experiment.json", "result.json", ".lock"
+ROOM = 2**16  # bytes; a disk with less free is full
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -71,6 +72,7 @@ def claim(folder: Path, config: dict, again: bool = False):
         if known is None:
             others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG + ".partial"))
             if others:
+                (folder / LOCK).unlink()
                 raise BitlabError(f"folder {folder} holds other files ({others[0]}): choose another --output")
             write_json(folder / CONFIG, config)
         else:
@@ -114,11 +116,25 @@ def _locked(folder: Path):
 def _as_one_line(folder: Path):
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+    except BitlabError:
+        raise
+    except Exception as error:
+        if _disk_full(error, folder):
             raise BitlabError(
                 f"the disk is full at {folder}: free some space and run the same command again"
             ) from error
         if isinstance(error, PermissionError):
             raise BitlabError(f"{folder} can't be written to ({error.strerror}): choose another --output") from error
         raise
+
+
+def _disk_full(error: BaseException | None, folder: Path) -> bool:
+    """Whether an error comes from a full disk. safetensors and torch.save raise kinds of their own, the latter
+    without the reason: then the disk is asked, which the half-written file still fills."""
+    if shutil.disk_usage(folder).free < ROOM:
+        return True
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -32,8 +33,17 @@ from bitlab.tasks import Task
 
 EVALUATION_BATCH = 64
 DEV_EVALUATIONS = 10  # with selection="best"
+CPU = not torch.cuda.is_available()
 PIN = {"dataloader_pin_memory": torch.cuda.is_available()}  # else torch warns on machines without a GPU
 WHOLE = "whole"  # marks a checkpoint that was written to its end; holds the seconds trained so far
+
+
+def processes() -> PartialState:
+    """The processes of this run: one, or as many as torchrun or `accelerate launch` started.
+
+    Without a GPU accelerate takes each of them for a run of its own unless it is told, here, that CPUs are meant.
+    """
+    return PartialState(cpu=CPU)
 
 
 @dataclass
@@ -128,7 +138,7 @@ def train_stage(
     Returns: (log, steps, moment of the start on the monotonic clock, earlier sessions counted in).
     """
     steps = settings.steps(len(data.train))
-    checkpoint, spent = _last_whole_checkpoint(folder)
+    checkpoint, spent = _last_whole_checkpoint(folder, steps)
     started = (time.monotonic() if started is None else started) - spent
     trainer = DistillationTrainer(
         model,
@@ -166,20 +176,21 @@ def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, 
     """transformers' TrainingArguments for one stage."""
     every = max(1, steps // DEV_EVALUATIONS)
     choose = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
-    processes = PartialState().num_processes
-    if settings.batch_size % processes:
-        raise BitlabError(f"a batch of {settings.batch_size} can't be shared by {processes} processes evenly")
+    count = processes().num_processes
+    if settings.batch_size % count:
+        raise BitlabError(f"a batch of {settings.batch_size} can't be shared by {count} processes evenly")
     return TrainingArguments(
         output_dir=str(folder),
         seed=seed,
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size // processes,
+        per_device_train_batch_size=settings.batch_size // count,
         per_device_eval_batch_size=EVALUATION_BATCH,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
         adam_epsilon=1e-6,
         bf16=settings.bf16,
+        use_cpu=CPU,  # transformers wants to hear it for bf16, and for processes without a GPU
         train_sampling_strategy="random" if data.fixed_length else "group_by_length",
         logging_steps=max(1, steps // 50),
         save_steps=every if best else max(25, every),
@@ -199,20 +210,32 @@ def _reporting() -> list[str]:
 
 def evaluate(model: PreTrainedModel, data: Prepared) -> tuple[float, dict[str, float]]:
     """(score, metrics) of a model on the task's dev split or splits."""
-    args = TrainingArguments(per_device_eval_batch_size=EVALUATION_BATCH, report_to=[], disable_tqdm=True, **PIN)
+    # nothing is written, but Trainer makes its folder: let it be one that exists
+    args = TrainingArguments(
+        tempfile.gettempdir(),
+        per_device_eval_batch_size=EVALUATION_BATCH,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=CPU,
+        **PIN,
+    )
     trainer = DistillationTrainer(model, None, args, data_collator=data.collate)
     trainer.remove_callback(PrinterCallback)
     metrics = data.metrics({name: trainer.predict(rows).predictions for name, rows in data.evaluations.items()})
     return data.score(metrics), metrics
 
 
-def _last_whole_checkpoint(folder: Path) -> tuple[str | None, float]:
-    """The newest checkpoint that was written to its end, and the seconds of training in it; broken ones go."""
+def _last_whole_checkpoint(folder: Path, steps: int) -> tuple[str | None, float]:
+    """The newest checkpoint that was written to its end, and the seconds of training in it; broken ones go.
+
+    The one at the last of all `steps` does not count: Trainer would train one step more from there.
+    """
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / WHOLE).exists():
-            whole.append(path)
-        elif PartialState().is_main_process:
+            if int(path.name.split("-")[1]) < steps:
+                whole.append(path)
+        elif processes().is_main_process:
             shutil.rmtree(path)
     if not whole:
         return None, 0.0
@@ -227,6 +250,7 @@ class MarkWhole(TrainerCallback):
         self.started = started
 
     def on_save(self, args, state, control, **kwargs):
+        processes().wait_for_everyone()  # each writes its own random state
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             partial = checkpoint / (WHOLE + ".partial")

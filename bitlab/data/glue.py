@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
 from bitlab.data.sample import sample_glue
+from bitlab.data.schema import glue_features
 from bitlab.data.sources import announce, logger
 from bitlab.errors import BitlabError
 from bitlab.tasks import TASKS, Task, get_glue_task
@@ -75,12 +76,6 @@ def load_glue(task: str | Task, source: str | PathLike = "auto") -> DatasetDict:
     return _from_folder(task, Path(source))
 
 
-def features_of(task: Task) -> Features:
-    """The hub's feature types of a task."""
-    label = Value("float32") if task.is_regression else ClassLabel(names=list(task.label_names))
-    return Features({column: Value("string") for column in task.text_columns} | {"label": label, "idx": Value("int32")})
-
-
 def _from_hub(task: Task) -> DatasetDict:
     try:
         splits = load_dataset(HUB_ID, task.name)
@@ -123,7 +118,7 @@ def _from_parquet(task: Task, folder: Path) -> DatasetDict:
 
 def _checked(splits: DatasetDict, task: Task, where) -> DatasetDict:
     """Refuse data whose columns or label order are not the task's: a silent mix-up is the worst error."""
-    wanted = features_of(task)
+    wanted = glue_features(task)
     for split, rows in splits.items():
         missing = [column for column in wanted if column not in rows.features]
         if missing:
@@ -154,7 +149,9 @@ def _read_tsv(task: Task, path: Path) -> Dataset:
         columns["label"].append(label)
         columns["idx"].append(number - first - 1)
     _judge_broken(task, broken, len(lines))
-    return Dataset.from_dict(columns, features=features_of(task))
+    if not columns["idx"]:
+        raise BitlabError(f"{path} has no examples, only a header.")
+    return Dataset.from_dict(columns, features=glue_features(task))
 
 
 def _lines(path: Path) -> list[str]:

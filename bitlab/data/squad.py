@@ -4,22 +4,14 @@ import json
 from os import PathLike
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 
 from bitlab.data.sample import sample_squad
+from bitlab.data.schema import SQUAD_FEATURES
 from bitlab.data.sources import announce
 from bitlab.errors import BitlabError
 
 HUB_ID = "rajpurkar/squad"
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "title": Value("string"),
-        "context": Value("string"),
-        "question": Value("string"),
-        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
-    }
-)
 # Pairs of files that belong together, the first found wins. The small pair splits dev-v1.1's own articles between
 # training and evaluation: a model trained on train-small must never be scored on dev-v1.1.
 PAIRS = (
@@ -87,7 +79,7 @@ def read_squad(path: str | PathLike) -> Dataset:
     ]
     if not rows:
         raise BitlabError(f"{path}: no question in it.")
-    return Dataset.from_list(rows, features=FEATURES)
+    return Dataset.from_list(rows, features=SQUAD_FEATURES)
 
 
 class _Reader:

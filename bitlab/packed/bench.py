@@ -1,0 +1,254 @@
+"""`bitlab bench`: packed inference against what torch offers, on the same shapes, interleaved.
+
+Each round runs every contender once, one after the other, so that a busy machine is busy for all of them alike; times
+are medians over the rounds, and ratios are medians of the ratios within a round. Contenders:
+
+    float32           torch as it comes
+    float32, medium   `torch.set_float32_matmul_precision("medium")`: on some processors another library, and its
+                      inner precision may be bf16
+    bf16              weights and activations
+    int8 dynamic      `torch.ao.quantization.quantize_dynamic`
+    fake-quant        the binary model as it is trained: bits in floats
+    packed, int8      the fallback without a C compiler
+    packed, c         the kernel
+"""
+
+import contextlib
+import copy
+import functools
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from bitlab import environment
+from bitlab.convert import binarize
+from bitlab.errors import BitlabError
+from bitlab.layers import BinaryLinear
+from bitlab.packed import backends, kernel
+from bitlab.packed.layers import PackedLinear
+from bitlab.packed.model import pack
+
+SHAPES = ((768, 768, True), (768, 3072, True), (3072, 768, False))  # inputs, outputs, signed inputs: BERT-base
+BASELINE = "float32"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one shape: median and least seconds, how many times faster than float32, and for a kernel on
+    bits the fraction of the processor's limit that it reaches (at its fastest, as the limit is)."""
+
+    what: str
+    contender: str
+    seconds: float
+    fastest: float
+    ratio: float
+    of_limit: float | None = None
+
+
+def bench(layers: int = 12, length: int = 128, batches=(1, 8), rounds: int = 7, threads: int = 1) -> dict:
+    """Measure linear layers and a BERT-base encoder; returns what `bitlab bench --json` prints.
+
+    Args:
+        layers: of the encoder; 0 measures the linear layers alone.
+        length: tokens of a sentence. batches: sentences in one call of the encoder.
+        rounds: each contender runs once a round; three times as many for the linear layers. threads: of torch and of the kernel.
+    """
+    for name, value, least in (("rounds", rounds, 1), ("threads", threads, 1), ("length", length, 1)):
+        if value < least:
+            raise BitlabError(f"{name} is {value}: it must be {least} or more")
+    if length > 512 or layers < 0 or any(batch < 1 for batch in batches):
+        raise BitlabError("the encoder has up to 512 positions, 0 layers or more, and batches of 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            limits = processor_limits()
+            rows = linear_rows(length, 3 * rounds, limits)  # they are short, and a busy machine is uneven
+            for batch in batches if layers else ():
+                rows += encoder_rows(layers, length, batch, rounds)
+            name, why = backends.backend_status()
+    finally:
+        torch.set_num_threads(before)
+    return {
+        "machine": environment.machine() | {"threads": threads},
+        "versions": environment.versions(),
+        "kernel": {"name": name, "why": why},
+        "limits": limits,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def processor_limits() -> dict[str, float] | None:
+    """Multiply-accumulates a second of one core, in registers alone: fp32 FMA, and xor + popcount + add. int8 is 4
+    times fp32, as its instruction does four products a lane. None without a compiled kernel."""
+    try:
+        library = kernel.load()
+    except BitlabError:
+        return None
+    rounds, best = 2000, {"float32": float("inf"), "bits": float("inf")}
+    for _ in range(200):
+        for name, call in (
+            ("float32", lambda: library.bitlab_limit_float(rounds, 0.99, 0.01)),
+            ("bits", lambda: library.bitlab_limit_bits(rounds, 12345)),
+        ):
+            start = time.perf_counter()
+            done = call()
+            best[name] = min(best[name], time.perf_counter() - start) if done else float("inf")
+    speed = {"float32": rounds * 256 / best["float32"], "bits": rounds * 256 * 32 / best["bits"]}
+    return {"float32": speed["float32"], "int8": 4 * speed["float32"], "bits": speed["bits"]}
+
+
+def linear_rows(length: int, rounds: int, limits: dict | None) -> list[Row]:
+    """The three linear layers of a BERT-base layer, floats in and floats out; and on bits alone."""
+    rows = []
+    for width, outputs, signed in SHAPES:
+        contenders, bits = _linear_contenders(length, width, outputs, signed)
+        times = measure(contenders | bits, rounds, at_least=0.002)
+        macs, top = length * width * outputs, (limits or {}).get("bits")
+        reached = {name: macs / min(times[name]) / top / torch.get_num_threads() if top else None for name in bits}
+        rows += _rows(f"linear {length}x{width} -> {outputs}", times, reached)
+    return rows
+
+
+def _linear_contenders(length: int, width: int, outputs: int, signed: bool) -> tuple[dict, dict]:
+    linear, x = nn.Linear(width, outputs), torch.randn(length, width)
+    binary = BinaryLinear.from_linear(linear, signed=signed).eval()
+    packed = PackedLinear(binary)
+    half, short = copy.deepcopy(linear).bfloat16(), x.bfloat16()
+    contenders = {
+        BASELINE: lambda: linear(x),
+        "float32, medium": lambda: _medium(linear, x),
+        "bf16": lambda: half(short),
+        "fake-quant": lambda: binary(x),
+        "packed, int8": functools.partial(_forward, packed, backends.INT8, x),
+    }
+    if quantized := _int8(nn.Sequential(linear)):
+        contenders["int8 dynamic"] = lambda: quantized(x)
+    compiled = _c()
+    if compiled is None:
+        return contenders, {}
+    contenders["packed, c"] = functools.partial(_forward, packed, compiled, x)
+    prepared = compiled.prepare(packed.spec(thresholds=torch.zeros(outputs, dtype=torch.int32)))
+    codes = compiled.signs(x, torch.zeros(1, width))[0]
+    return contenders, {"packed, c, bits to bits": lambda: compiled.linear(prepared, codes)}
+
+
+def _forward(packed: PackedLinear, backend, x):
+    prepared = packed.prepared.get(backend, lambda: backend.prepare(packed.spec()))
+    return backend.linear(prepared, packed.codes(backend, x))
+
+
+def encoder_rows(layers: int, length: int, batch: int, rounds: int) -> list[Row]:
+    """A BERT-base encoder with its embeddings, without a pooler; the W1A1 ones of random weights."""
+    config = BertConfig(num_hidden_layers=layers, vocab_size=1000)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    ids = torch.randint(0, config.vocab_size, (batch, length))
+    half, quantized = copy.deepcopy(model).bfloat16(), _int8(model)
+    binary = binarize(copy.deepcopy(model))
+    binary.train()(ids[:1])
+    packed = pack(binary.eval())
+    contenders = {
+        BASELINE: lambda: model(ids),
+        "float32, medium": lambda: _medium(model, ids),
+        "bf16": lambda: half(ids),
+        "fake-quant": lambda: binary(ids),
+        "packed, int8": lambda: _with(backends.INT8, packed, ids),
+    }
+    if quantized:
+        contenders["int8 dynamic"] = lambda: quantized(ids)
+    if compiled := _c():
+        contenders["packed, c"] = lambda: _with(compiled, packed, ids)
+    what = f"{layers} layers, length {length}, batch {batch}"
+    return _rows(what, measure(contenders, rounds, at_least=0.0))
+
+
+def measure(contenders: dict[str, Callable], rounds: int, at_least: float) -> dict[str, list[float]]:
+    """Seconds of one call, for each contender and round; short calls are repeated for `at_least` seconds."""
+    repeats = {}
+    for name, call in contenders.items():
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, round(at_least / (time.perf_counter() - start)))
+    times = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return times
+
+
+def _rows(what: str, times: dict[str, list[float]], reached: dict | None = None) -> list[Row]:
+    rows = []
+    for name, seconds in times.items():
+        ratio = statistics.median(base / own for base, own in zip(times[BASELINE], seconds, strict=True))
+        rows.append(Row(what, name, statistics.median(seconds), min(seconds), ratio, (reached or {}).get(name)))
+    return sorted(rows, key=lambda row: row.ratio)
+
+
+@contextlib.contextmanager
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _int8(model: nn.Module) -> nn.Module | None:
+    """Torch's dynamic quantization, or None where this torch or this processor lacks it."""
+    try:
+        with _quiet():
+            from torch.ao.quantization import quantize_dynamic
+
+            return quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)
+    except (ImportError, RuntimeError):
+        return None
+
+
+def _medium(call: Callable, *inputs):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return call(*inputs)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _with(backend, model: nn.Module, ids):
+    with backends.use(backend):
+        return model(ids)
+
+
+def _c():
+    try:
+        return backends.CBackend(kernel.load())
+    except BitlabError:
+        return None
+
+
+def table(result: dict) -> str:
+    """A bench result for people to read."""
+    machine, limits = result["machine"], result["limits"]
+    lines = [
+        f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, torch "
+        f"{result['versions'].get('torch', '')}, kernel {result['kernel']['name']} ({result['kernel']['why']})"
+    ]
+    if limits:
+        numbers = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in limits.items())
+        lines.append(f"limits of one core in 10^9 multiply-accumulates a second: {numbers}")
+    what = None
+    for row in result["rows"]:
+        if row["what"] != what:
+            what = row["what"]
+            lines += ["", what]
+        limit = f"   {row['of_limit']:.0%} of the limit" if row["of_limit"] else ""
+        lines.append(f"  {row['contender']:24} {row['seconds'] * 1e3:10.3f} ms   {row['ratio']:6.2f} x{limit}")
+    return "\n".join([*lines, "", "x: times faster than float32, median over rounds; times are medians"])

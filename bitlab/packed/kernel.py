@@ -1,0 +1,135 @@
+"""Finds a C compiler, builds `kernel.c` at first use, and loads it.
+
+The library lies in the user's cache folder under a name made of the source, the compiler and the processor, so that a
+change of any builds a new one. A second process that builds at the same time does no harm: each builds into a file of
+its own, and the rename that publishes it is atomic.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from bitlab.errors import BitlabError
+
+SOURCE = Path(__file__).with_name("kernel.c")
+BASE_FLAGS = ("-std=c99", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
+# Tried in order: Apple's clang may lack OpenMP (then one thread computes), an odd compiler may not know "native".
+CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+LONG, INT, FLOAT, DOUBLE, POINTER = (
+    ctypes.c_long,
+    ctypes.c_int,
+    ctypes.c_float,
+    ctypes.c_double,
+    ctypes.c_void_p,
+)
+SIGNATURES = {
+    "bitlab_linear": [POINTER, POINTER, LONG, LONG, LONG, LONG, INT, POINTER, POINTER, FLOAT]
+    + [POINTER, POINTER, POINTER, INT, INT],
+    "bitlab_signs": [POINTER, POINTER, LONG, LONG, LONG, LONG, POINTER, INT],
+    "bitlab_attention": [POINTER] * 4 + [LONG] * 5 + [POINTER, DOUBLE, POINTER, POINTER, INT],
+    "bitlab_repack": [POINTER, LONG, LONG, LONG, POINTER],
+    "bitlab_limit_bits": [LONG, ctypes.c_uint32],
+    "bitlab_limit_float": [LONG, FLOAT, FLOAT],
+}
+RESULTS = {
+    "bitlab_linear": INT,
+    "bitlab_attention": INT,
+    "bitlab_limit_bits": ctypes.c_uint32,
+    "bitlab_limit_float": FLOAT,
+}
+_lock = threading.Lock()
+
+
+def load() -> ctypes.CDLL:
+    """The compiled kernel, built if need be. Raises BitlabError, in one line, where that cannot be done."""
+    with _lock:
+        return _load()
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C compiler to use: CC if set, else the first of cc, gcc and clang that is there."""
+    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Where built kernels lie: `bitlab` in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitlab"
+
+
+@functools.cache
+def _load() -> ctypes.CDLL:
+    path = compiler()
+    if path is None:
+        raise BitlabError("no C compiler found (install gcc or clang)")
+    folder = cache_folder()
+    target = folder / f"kernel-{_key(path)}.so"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            _build(path, target)
+        try:
+            return _open(target)
+        except OSError:  # a damaged file in the cache: once more
+            _build(path, target)
+            return _open(target)
+    except OSError as error:
+        raise BitlabError(f"the cache folder cannot be used ({error.strerror or error})") from error
+
+
+def _key(path: str) -> str:
+    """Names one build: source, flags, compiler version and processor."""
+    try:
+        version = subprocess.run([path, "--version"], capture_output=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BitlabError(f"the C compiler {Path(path).name} does not run ({type(error).__name__})") from error
+    parts = (SOURCE.read_bytes(), repr((BASE_FLAGS, CHOICES)).encode(), path.encode(), version, _processor())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def _processor() -> bytes:
+    """Whatever decides what `native` means: the model and its instruction sets."""
+    wanted = ("model name", "flags", "cpu family", "model", "features", "cpu implementer", "cpu part")
+    try:
+        with open("/proc/cpuinfo") as info:
+            first = info.read().split("\n\n")[0]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}".encode()
+    return "\n".join(line for line in first.splitlines() if line.split(":")[0].strip().lower() in wanted).encode()
+
+
+def _build(path: str, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / "kernel.so"
+        for flags in CHOICES:
+            command = [path, *BASE_FLAGS, *flags, str(SOURCE), "-o", str(built), "-lm"]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            except subprocess.SubprocessError as error:
+                raise BitlabError(f"the C compiler {Path(path).name} did not finish") from error
+            if done.returncode == 0:
+                os.replace(built, target)
+                return
+    complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+    reason = complaint.split("error:")[-1].strip() or f"exit code {done.returncode}"
+    raise BitlabError(f"the C compiler {Path(path).name} failed ({reason})")
+
+
+def _open(target: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(target))
+    for name, arguments in SIGNATURES.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise OSError(f"{target.name} is damaged") from error
+        function.argtypes = arguments
+        function.restype = RESULTS.get(name)
+    return library

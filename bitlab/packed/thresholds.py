@@ -1,0 +1,64 @@
+"""Thresholds on integers, in place of floats between two binarizers.
+
+A bit that a binarizer sets after `bias + scale * dot` is, for each channel, a monotone function of the integer `dot`:
+so there is one smallest dot at which it is 1. It is found by evaluating the float model's own expression, rounding
+and ties included, at the integers that a bisection visits. Both models then set the same bit, always.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bitlab.binarizers import codes_forward
+from bitlab.layers import ElasticBinarizer
+from bitlab.packed.backends import UNIT, affine
+
+LONGEST = 2**20  # keys that a context can sum over
+
+
+def smallest(passes: Callable[[Tensor], Tensor], bound: int, channels: int) -> Tensor:
+    """For each channel the smallest integer of [-bound, bound] that passes, or bound + 1: int32 (channels,).
+
+    `passes` takes floats (1, channels) that hold integers and returns truth values; it must be monotone.
+    """
+    low = torch.full((1, channels), -bound, dtype=torch.int64)  # everything below low fails
+    high = torch.full((1, channels), bound + 1, dtype=torch.int64)  # high and everything above passes
+    while bool((low < high).any()):
+        middle = (low + high).div(2, rounding_mode="floor")
+        passed = passes(middle.float())
+        low, high = torch.where(passed, low, middle + 1), torch.where(passed, middle, high)
+    return high[0].int()
+
+
+def after_linear(scale: Tensor, bias: Tensor | None, binarizer: ElasticBinarizer, width: int, relu: bool) -> Tensor:
+    """Thresholds on the dot product of a linear layer of so many inputs, whose output goes through ReLU or not, and
+    then into a 1-bit binarizer."""
+
+    def passes(dot: Tensor) -> Tensor:
+        y = affine(bias, dot, scale)
+        return _bit(torch.relu(y) if relu else y, binarizer)
+
+    return smallest(passes, width, binarizer.channels)
+
+
+def after_context(scale: Tensor, binarizer: ElasticBinarizer) -> Tensor:
+    """Thresholds on the integers of an attention's context, which `scale` multiplies before the next binarizer."""
+    return smallest(lambda dot: _bit(dot * scale, binarizer), LONGEST, binarizer.channels)
+
+
+def exponentials(scale: float, head_width: int) -> Tensor:
+    """exp(-2 i scale) for i = 0 to head_width, in units of 2^-40, then zeros: int64 (3 head_width + 4,).
+
+    A score of +-1 vectors is head_width - 2 (bits that differ), so a softmax over such scores needs no other values.
+    The zeros are for masked keys, which differ in head_width + 1 bits and more.
+    """
+    table = torch.zeros(3 * head_width + 4, dtype=torch.int64)
+    for i in range(head_width + 1):
+        table[i] = round(math.exp(-2 * i * scale) * UNIT)
+    return table
+
+
+def _bit(x: Tensor, binarizer: ElasticBinarizer) -> Tensor:
+    return codes_forward(x, binarizer.alpha, binarizer.beta, binarizer.bits, binarizer.signed) > 0

@@ -1,0 +1,478 @@
+"""The losses against formulas in numpy, and what DistillationTrainer does with them."""
+
+import copy
+import gc
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import WORDS, batch, tiny
+from torch.nn import functional as F
+from torch.utils.data import SequentialSampler
+from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
+from transformers.modeling_outputs import ModelOutput
+
+from bitlab import BitConfig, binarize
+from bitlab.data.sample import sample_tokenizer
+from bitlab.distillation import (
+    BucketSampler,
+    DistillationConfig,
+    DistillationTrainer,
+    distillation_loss,
+    masked_mse,
+    soft_cross_entropy,
+)
+from bitlab.errors import BitlabError
+
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def cross_entropy(student, teacher, temperature=1.0):
+    """One number a row, in float64."""
+    student, teacher = student.double().numpy() / temperature, teacher.double().numpy() / temperature
+    return -(softmax(teacher) * np.log(softmax(student))).sum(-1) * temperature**2
+
+
+def output(seed, shape=(3,), **others):
+    """A model's output with logits, 3 hidden states of width 8 and 2 attention scores of 2 heads."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator)
+
+    logits = {"logits": draw(3, *shape)} if not others else {name: draw(3, 4) for name in others}
+    hidden = tuple(draw(3, 4, 8) for _ in range(3))
+    return ModelOutput(**logits, hidden_states=hidden, attention_scores=tuple(draw(3, 2, 4, 4) for _ in range(2)))
+
+
+def loss_of(config, **logits):
+    terms = distillation_loss(output(1, **logits), output(2, **logits), MASK, config)
+    return {name: term.item() for name, term in terms.items()}
+
+
+# ------------------------------------------------------------------------------------------------ the terms
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_soft_cross_entropy(classes, temperature):
+    student, teacher = torch.randn(5, classes), torch.randn(5, classes)
+    expected = cross_entropy(student, teacher, temperature)
+    assert soft_cross_entropy(student, teacher, temperature).item() == pytest.approx(expected.mean(), rel=1e-5)
+    mask = torch.tensor([1, 0, 1, 1, 0])
+    found = soft_cross_entropy(student, teacher, temperature, mask)
+    assert found.item() == pytest.approx(expected[[0, 2, 3]].mean(), rel=1e-5)
+    released = soft_cross_entropy(student, teacher, temperature, per_element=True)
+    assert released.item() == pytest.approx(expected.mean() / classes, rel=1e-5)
+
+
+def test_soft_cross_entropy_of_equals_is_the_entropy_and_the_least():
+    teacher = torch.randn(6, 4)
+    probs = teacher.double().softmax(-1)
+    entropy = -(probs * probs.log()).sum(-1).mean().item()
+    assert soft_cross_entropy(teacher, teacher).item() == pytest.approx(entropy, rel=1e-5)
+    assert soft_cross_entropy(teacher + 7, teacher).item() == pytest.approx(entropy, rel=1e-5)  # logits may shift
+    assert soft_cross_entropy(teacher + torch.randn(6, 4), teacher).item() > entropy
+
+
+def test_temperature_keeps_the_gradients_size():
+    """With T^2 the gradient at high T tends to (student - teacher, centred) / classes, whatever T is."""
+    student, teacher = torch.randn(1, 3, requires_grad=True), torch.randn(1, 3)
+    (grad,) = torch.autograd.grad(soft_cross_entropy(student, teacher, temperature=200.0), student)
+    gap = (student - teacher).detach()
+    torch.testing.assert_close(grad, (gap - gap.mean()) / 3, rtol=0.05, atol=0.01)
+
+
+def test_hidden_states_count_real_tokens_only():
+    student, teacher = output(1).hidden_states, output(2).hidden_states
+    real = MASK.bool().numpy()
+    expected = sum(
+        ((s.double() - t.double()).numpy()[real] ** 2).mean() for s, t in zip(student, teacher, strict=True)
+    )
+    everything = sum(F.mse_loss(s, t).item() for s, t in zip(student, teacher, strict=True))
+    assert loss_of(DistillationConfig())["hidden"] == pytest.approx(expected, rel=1e-5)
+    assert loss_of(DistillationConfig(count_padding=True))["hidden"] == pytest.approx(everything, rel=1e-5)
+    assert abs(expected - everything) > 1e-3
+
+
+def test_what_the_padding_holds_changes_nothing():
+    config = DistillationConfig(attention=1.0)
+    plain, filled = output(1), copy.deepcopy(output(1))
+    for hidden in filled.hidden_states:
+        hidden[MASK == 0] = 1e6
+    for scores in filled.attention_scores:
+        scores.masked_fill_((MASK == 0)[:, None, None, :], -1e6)
+        scores.masked_fill_((MASK == 0)[:, None, :, None], 1e6)
+    expected = distillation_loss(plain, output(2), MASK, config)
+    assert distillation_loss(filled, output(2), MASK, config) == expected
+    assert expected.keys() == {"logits", "hidden", "attention"}
+
+
+def test_attention_scores_of_real_queries_on_real_keys():
+    pairs = zip(output(1).attention_scores, output(2).attention_scores, strict=True)
+    real = MASK.bool().numpy()
+    cells = np.broadcast_to((real[:, None, :, None] & real[:, None, None, :]), (3, 2, 4, 4))
+    expected = sum(((s.double() - t.double()).numpy()[cells] ** 2).mean() for s, t in pairs)
+    assert loss_of(DistillationConfig(attention=1.0))["attention"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_masked_mse_without_a_mask_is_the_mean():
+    a, b = torch.randn(4, 5), torch.randn(4, 5)
+    assert masked_mse(a, b) == F.mse_loss(a, b)
+    torch.testing.assert_close(masked_mse(a, b, torch.ones(4, 1)), F.mse_loss(a, b))
+
+
+def test_weights_scale_their_terms_and_a_zero_leaves_the_term_out():
+    base = loss_of(DistillationConfig(attention=1.0))
+    weighted = loss_of(DistillationConfig(logits=0.5, hidden=3.0, attention=0.25))
+    for name, weight in {"logits": 0.5, "hidden": 3.0, "attention": 0.25}.items():
+        assert weighted[name] == pytest.approx(weight * base[name], rel=1e-6)
+    assert loss_of(DistillationConfig(logits=0.0)).keys() == {"hidden"}
+    assert loss_of(DistillationConfig(hidden=0.0)).keys() == {"logits"}
+
+
+def test_the_released_reductions_differ_where_they_should():
+    ours, theirs = loss_of(DistillationConfig()), loss_of(DistillationConfig.released())
+    assert theirs["logits"] == pytest.approx(ours["logits"] / 3, rel=1e-6)
+    assert theirs["hidden"] != pytest.approx(ours["hidden"], rel=1e-3)
+    released = DistillationConfig.released(attention=2.0)
+    assert released.teacher_dropout and released.soft_regression and released.attention == 2.0
+
+
+def test_a_regression_learns_by_mse_and_not_at_all_as_released():
+    """The soft cross-entropy over one logit is zero whatever the logit is, and so is its gradient."""
+    student = output(1, shape=(1,))
+    student["logits"] = student.logits.requires_grad_()
+    teacher = output(2, shape=(1,))
+
+    ours = distillation_loss(student, teacher, MASK, DistillationConfig())["logits"]
+    torch.testing.assert_close(ours, F.mse_loss(student.logits, teacher.logits))
+    (grad,) = torch.autograd.grad(ours, student.logits)
+    torch.testing.assert_close(grad, 2 * (student.logits - teacher.logits).detach() / 3)
+
+    released = distillation_loss(student, teacher, MASK, DistillationConfig.released())["logits"]
+    (grad,) = torch.autograd.grad(released, student.logits)
+    assert released == 0 and torch.equal(grad, torch.zeros(3, 1))
+
+
+def test_a_span_chooses_among_real_tokens():
+    student, teacher = (output(seed, start_logits=1, end_logits=1) for seed in (1, 2))
+    expected = []
+    for name in ("start_logits", "end_logits"):
+        for row, real in enumerate(MASK.bool()):
+            expected.append(cross_entropy(student[name][row][real], teacher[name][row][real]))
+    found = distillation_loss(student, teacher, MASK, DistillationConfig(hidden=0.0))["logits"]
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+    for name in ("start_logits", "end_logits"):  # 1e4, not more: a softmax over padding too must notice it
+        student[name] = student[name].masked_fill(MASK == 0, 1e4)
+    again = distillation_loss(student, teacher, MASK, DistillationConfig(hidden=0.0))["logits"]
+    torch.testing.assert_close(again, found)
+    released = distillation_loss(student, teacher, MASK, DistillationConfig.released(hidden=0.0))["logits"]
+    assert released > 10 * found
+
+
+def test_a_span_has_no_gradient_on_padding():
+    student, teacher = (output(seed, start_logits=1, end_logits=1) for seed in (1, 2))
+    student["start_logits"] = student.start_logits.requires_grad_()
+    loss = distillation_loss(student, teacher, MASK, DistillationConfig(hidden=0.0))["logits"]
+    (grad,) = torch.autograd.grad(loss, student.start_logits)
+    assert torch.isfinite(grad).all() and (grad[MASK == 0] == 0).all() and (grad[MASK == 1] != 0).all()
+
+
+def test_a_token_classifier_decides_for_real_tokens():
+    student, teacher = output(1, shape=(4, 5)), output(2, shape=(4, 5))
+    expected = cross_entropy(student.logits, teacher.logits)[MASK.bool().numpy()].mean()
+    found = distillation_loss(student, teacher, MASK, DistillationConfig(hidden=0.0))["logits"]
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda o: o.__setitem__("logits", torch.randn(3, 2)), "logits"),
+        (lambda o: o.__setitem__("hidden_states", o.hidden_states[:2]), "hidden states"),
+        (lambda o: o.__setitem__("hidden_states", tuple(torch.randn(3, 4, 16) for _ in range(3))), "hidden states"),
+        (lambda o: o.__setitem__("attention_scores", tuple(torch.randn(3, 4, 4, 4) for _ in range(2))), "attention scores"),
+    ],
+)
+def test_models_of_other_shapes_are_refused(change, says):
+    teacher = output(2)
+    change(teacher)
+    with pytest.raises(BitlabError, match=f"differ in their {says}") as caught:
+        distillation_loss(output(1), teacher, MASK, DistillationConfig(attention=1.0))
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- the trainer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_trainers():
+    """Trainer collects garbage at every start: what the imports made need not be looked through each time.
+    And products this small are fastest on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+
+
+def rows(count=16, lengths=(9,), labels=2, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(5, WORDS, size=lengths[i % len(lengths)]).tolist() for i in range(count)]
+    columns = {"input_ids": ids, "attention_mask": [[1] * len(x) for x in ids]}
+    return Dataset.from_dict(columns | {"labels": rng.integers(0, labels, size=count).tolist()})
+
+
+class InOrder(DistillationTrainer):
+    """Takes the data as they come, so that a test knows what is in a batch."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(self.train_dataset)
+
+
+def trainer(folder, model, teacher, data=None, kind=InOrder, collate=None, options=None, **arguments):
+    settings = {"per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    settings |= {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    settings |= {"dataloader_pin_memory": False} | arguments
+    made = kind(
+        model,
+        teacher,
+        TrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=rows() if data is None else data,
+        data_collator=collate or DataCollatorWithPadding(sample_tokenizer()),
+        **(options or {}),
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def student(seed=0, architecture="bert", **options):
+    return binarize(tiny(architecture, seed=seed, **options), BitConfig(1, 1))
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_the_student_learns_and_the_teacher_does_not(tmp_path, architecture):
+    teacher, learner = tiny(architecture), student(architecture=architecture)
+    before, start = weights(teacher), weights(learner)
+    options = {"distillation": DistillationConfig(attention=0.01)}
+    settings = {"max_steps": 25, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
+    made = trainer(tmp_path, learner, teacher, options=options, **settings)
+    made.train()
+    assert same(before, weights(teacher)) and not teacher.training
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    after = weights(learner)
+    frozen = [name for name, p in learner.named_parameters() if torch.equal(start[name], after[name])]
+    assert not frozen
+    losses = [entry["loss_hidden"] for entry in made.state.log_history if "loss" in entry]
+    assert len(losses) == 25 and losses[-1] < 0.8 * losses[0]
+    first = made.state.log_history[0]
+    assert first["loss"] == pytest.approx(sum(first[f"loss_{n}"] for n in ("logits", "hidden", "attention")), abs=2e-4)
+    assert first["loss_attention"] > 0
+
+
+def test_labels_are_not_used_when_there_is_a_teacher(tmp_path):
+    data, other = rows(), rows()
+    flipped = other.remove_columns("labels").add_column("labels", [1 - label for label in other["labels"]])
+    found = []
+    for number, set_ in enumerate((data, flipped, data.remove_columns("labels"))):
+        learner = student()
+        trainer(tmp_path / str(number), learner, tiny(), set_).train()
+        found.append(weights(learner))
+    assert same(found[0], found[1]) and same(found[0], found[2])
+
+
+def test_without_a_teacher_the_labels_are_learned(tmp_path):
+    data, learner = rows(), student()
+    made = trainer(tmp_path, learner, None, data, max_steps=1, per_device_train_batch_size=16)
+    model = copy.deepcopy(learner).train()
+    inputs = {name: torch.tensor(data[name]) for name in ("input_ids", "attention_mask", "labels")}
+    expected = F.cross_entropy(model(**{k: v for k, v in inputs.items() if k != "labels"}).logits, inputs["labels"])
+    made.train()
+    assert made.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_evaluation_uses_the_labels(tmp_path):
+    data = rows()
+    made = trainer(tmp_path, tiny(), tiny(seed=1), data)
+    logits = made.predict(data).predictions
+    expected = F.cross_entropy(torch.from_numpy(logits), torch.tensor(data["labels"]))
+    assert made.evaluate(data)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert logits.shape == (16, 2)  # logits alone: hidden states do not pile up
+
+
+def test_the_loss_is_the_sum_of_its_terms_on_the_batch(tmp_path):
+    data, learner, teacher = rows(8, (9, 5, 7)), student(), tiny()
+    collate = DataCollatorWithPadding(sample_tokenizer())
+    inputs = collate([{k: v for k, v in row.items() if k != "labels"} for row in data])
+    model = copy.deepcopy(learner).train()
+    with torch.no_grad():
+        target = teacher(**inputs, output_hidden_states=True)
+        terms = distillation_loss(model(**inputs, output_hidden_states=True), target, inputs["attention_mask"])
+    made = trainer(tmp_path, learner, teacher, data, max_steps=1)
+    made.train()
+    assert made.state.log_history[0]["loss"] == pytest.approx(sum(terms.values()).item(), rel=1e-4)
+
+
+def test_gradient_accumulation_is_one_large_batch(tmp_path):
+    losses, found = [], []
+    prepared = student()
+    with torch.no_grad():
+        prepared.train()(**{k: torch.tensor(rows()[k]) for k in ("input_ids", "attention_mask")})  # starts the alphas
+    for size, times in ((16, 1), (8, 2)):
+        learner = copy.deepcopy(prepared)
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": times, "max_steps": 1}
+        made = trainer(tmp_path / str(size), learner, tiny(), max_grad_norm=0.0, **options)
+        gradients = {}
+        made.create_optimizer().register_step_pre_hook(
+            lambda *_, g=gradients, m=learner: g.update({n: p.grad.clone() for n, p in m.named_parameters()})
+        )
+        made.train()
+        losses.append(made.state.log_history[0]["loss"])
+        found.append(gradients)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_several_teachers_are_averaged(tmp_path):
+    teachers = [tiny(seed=1), tiny(seed=2)]
+    losses = []
+    for number, each in enumerate((teachers[:1], teachers[1:], teachers)):
+        made = trainer(tmp_path / str(number), student(), each, max_steps=1)
+        made.train()
+        losses.append(made.state.log_history[0]["loss"])
+    assert losses[2] == pytest.approx((losses[0] + losses[1]) / 2, rel=1e-4)
+    assert abs(losses[0] - losses[1]) > 1e-2
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_the_teachers_mode(tmp_path, released):
+    """A teacher with dropout says the same every time, unless it runs as the released program's did."""
+    teacher = tiny()
+    teacher.dropout.p = 0.5
+    options = {"distillation": DistillationConfig.released() if released else DistillationConfig()}
+    made = trainer(tmp_path, student(), teacher, options=options)
+    learner = made.model.train()
+    losses = {made.compute_loss(learner, batch()).item() for _ in range(3)}
+    assert len(losses) == (3 if released else 1)
+    assert teacher.training is released
+
+
+def test_the_released_optimizer_clips_by_itself(tmp_path):
+    made = trainer(tmp_path, student(), tiny(), options={"released_optimizer": True, "alpha_learning_rate": 3e-5})
+    assert type(made.create_optimizer()).__name__ == "AdamWithoutCorrection" and made.args.max_grad_norm == 0
+    assert {g["name"]: g["lr"] for g in made.optimizer.param_groups}["alpha"] == 3e-5
+    made.train()
+    ours = trainer(tmp_path, student(), tiny())
+    assert type(ours.create_optimizer()) is torch.optim.AdamW and ours.args.max_grad_norm == 1.0
+
+
+def test_a_teacher_of_another_depth_is_one_line(tmp_path):
+    teacher = tiny()
+    teacher.bert.encoder.layer.append(copy.deepcopy(teacher.bert.encoder.layer[0]))
+    made = trainer(tmp_path, student(), teacher)
+    with pytest.raises(BitlabError, match="hidden states"):
+        made.train()
+
+
+def test_padding_to_the_longest_or_to_the_end_gives_the_same_loss(tmp_path):
+    data = rows(16, (3, 9, 5, 12))
+    losses = []
+    for number, options in enumerate(({}, {"padding": "max_length", "max_length": 20})):
+        learner = student()
+        learner.train()(**batch())  # alphas start from the same numbers, whatever the padding
+        collate = DataCollatorWithPadding(sample_tokenizer(), **options)
+        made = trainer(tmp_path / str(number), learner, tiny(), data, collate=collate, max_steps=1)
+        made.train()
+        losses.append(made.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- the sampler
+
+LENGTHS = np.random.default_rng(0).integers(5, 60, size=1003).tolist()
+
+
+def waste(order, size=16):
+    """Padding as a share of all places, when batches are padded to their longest example."""
+    batches = [[LENGTHS[i] for i in order[k : k + size]] for k in range(0, len(order), size)]
+    return 1 - sum(map(sum, batches)) / sum(max(b) * len(b) for b in batches)
+
+
+@pytest.mark.parametrize("count", [1003, 992, 5, 1])
+def test_buckets_hold_every_example_and_fill_the_last_batch(count):
+    """1003 examples are 62 batches of 16 and 11 examples: five come twice."""
+    order = list(BucketSampler(LENGTHS[:count], 16))
+    assert len(order) == len(BucketSampler(LENGTHS[:count], 16)) == -(-count // 16) * 16
+    times = np.bincount(order, minlength=count)
+    assert times.min() >= 1 and times.max() - times.min() <= 1
+
+
+def test_buckets_follow_seed_and_epoch_and_nothing_else():
+    def order(seed, epoch):
+        torch.manual_seed(torch.seed() % 2**31)
+        sampler = BucketSampler(LENGTHS, 16, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(3, 5) == order(3, 5)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+    state = torch.get_rng_state()
+    list(BucketSampler(LENGTHS, 16))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_buckets_waste_little():
+    torch.manual_seed(0)
+    assert waste(torch.randperm(1003).tolist()) > 0.3
+    assert waste(list(BucketSampler(LENGTHS, 16))) < 0.06
+
+
+def test_the_batches_come_in_no_order_of_length():
+    order = list(BucketSampler(LENGTHS, 16))
+    longest = [max(LENGTHS[i] for i in order[k : k + 16]) for k in range(0, len(order), 16)]
+    assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.4
+    for start in range(0, len(order), 16):
+        batch_lengths = [LENGTHS[i] for i in order[start : start + 16]]
+        assert max(batch_lengths) - min(batch_lengths) < 16
+
+
+def test_the_trainer_buckets_when_asked(tmp_path):
+    data = rows(40, (3, 9, 5, 12))
+    kind = {"kind": DistillationTrainer}
+    made = trainer(tmp_path, student(), tiny(), data, train_sampling_strategy="group_by_length", **kind)
+    sampler = made._get_train_sampler()
+    assert isinstance(sampler, BucketSampler) and sorted(sampler) == list(range(40))
+    assert not isinstance(trainer(tmp_path, student(), tiny(), data, **kind)._get_train_sampler(), BucketSampler)
+
+
+def test_every_epoch_has_its_own_order(tmp_path):
+    seen = []
+
+    class Watching(DistillationTrainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            seen.append(inputs["input_ids"].flatten().tolist())
+            return super().compute_loss(model, inputs, **kwargs)
+
+    data = rows(16, (9,))
+    made = trainer(tmp_path, student(), tiny(), data, Watching, max_steps=6, train_sampling_strategy="group_by_length")
+    made.train()
+    epochs = [sorted(map(tuple, (seen[k], seen[k + 1]))) for k in (0, 2, 4)]
+    assert epochs[0] != epochs[1] != epochs[2]

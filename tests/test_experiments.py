@@ -1,0 +1,557 @@
+"""Whole experiments on sample data, tiny budgets: result files, reloading, seeds, interruptions, refusals."""
+
+import errno
+import gc
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import bitlab
+from bitlab import cli, experiments, runs, training
+from bitlab.data.glue import LAYOUTS, load_glue
+from bitlab.data.sample import sample_config, sample_tokenizer
+from bitlab.errors import BitlabError
+from bitlab.experiments import Experiment, run
+from bitlab.models import load_model, load_tokenizer
+from bitlab.tasks import get_task
+from bitlab.training import evaluate, prepare
+
+TINY = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-4, "teacher_learning_rate": 5e-4}
+ROWS = {"train": 64, "dev": 64}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_trainers():
+    """One thread and no compiler are the fastest way through models this small; see also test_distillation."""
+    threads, fused = torch.get_num_threads(), os.environ.get("BITLAB_FUSED")
+    torch.set_num_threads(1)
+    os.environ["BITLAB_FUSED"] = "off"
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+    os.environ.pop("BITLAB_FUSED")
+    if fused is not None:
+        os.environ["BITLAB_FUSED"] = fused
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Whatever is written to the current folder by mistake is found by the tests, not by git."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def glue(tmp_path_factory):
+    """A folder of original files: a few rows of the sample tasks."""
+    root = tmp_path_factory.mktemp("data") / "glue"
+    for name in ("rte", "sst2", "stsb", "mnli"):
+        task, layout = get_task(name), LAYOUTS[name]
+        for split, rows in load_glue(name, "sample").items():
+            kind, _, matched = split.replace("validation", "dev").partition("_")
+            if kind in ROWS:
+                lines = ["\t".join((*layout.text, layout.label))]
+                for row in rows.select(range(ROWS[kind])):
+                    label = task.label_names[row["label"]] if layout.words else str(row["label"])
+                    lines.append("\t".join((*(row[column] for column in task.text_columns), label)))
+                path = root / task.folder / f"{split.replace('validation', 'dev')}.tsv"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join(lines) + "\n")
+    model = AutoModelForSequenceClassification.from_config(sample_config(hidden_dropout_prob=0.1)).base_model
+    model.save_pretrained(root.parent / "small")  # with dropout: interrupted or not, its masks must be the same
+    sample_tokenizer().save_pretrained(root.parent / "small")
+    TINY.update(data=str(root), model=str(root.parent / "small"))
+    return root
+
+
+def silent(line):
+    pass
+
+
+def go(folder, task="rte", again=False, report=silent, any_teacher=True, **options):
+    """Run an experiment. A given teacher may be as bad as one after twelve steps is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if any_teacher and "teacher" in options:
+            patch.setattr(training.Prepared, "trivial_score", lambda self: 0.0)
+        return run(Experiment(task, **TINY | options), folder, again, report)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, result) of a finished run, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, go(folder)
+
+
+def weights(folder, precision="W1A1"):
+    return load_file(folder / precision / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def scores(result):
+    return [(stage["precision"], stage["score"], stage["metrics"], stage["steps"]) for stage in result["stages"]]
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != ".lock"}
+
+
+# ---------------------------------------------------------------------------------------------- the result
+
+
+def test_the_result(finished):
+    folder, result = finished
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert list(result) == "task method model data seed schedule stages config versions machine".split()
+    assert (result["task"], result["method"], result["model"], result["data"]) == ("rte", "bit", "small", "glue")
+    assert result["schedule"] == "W32A32 -> W1A2 -> W1A1" and result["seed"] == 0
+    assert [stage["precision"] for stage in result["stages"]] == ["W32A32", "W1A2", "W1A1"]
+    for stage in result["stages"]:
+        assert {"precision", "score", "metrics", "steps", "seconds"} <= set(stage)
+        assert stage["steps"] == 12 and stage["seconds"] > 0
+        assert stage["score"] == stage["metrics"]["accuracy"] and 0 <= stage["score"] <= 1
+    assert result["config"]["examples"]["train"] == 64 and result["config"]["settings"]["W1A1"]["max_steps"] == 12
+    assert {"python", "torch", "transformers"} <= set(result["versions"]) and result["machine"]["processor"]
+    assert str(folder.parent) not in (folder / "result.json").read_text()
+
+
+def test_what_lies_in_the_folder(finished):
+    folder, result = finished
+    names = {p.name for p in folder.iterdir()}
+    assert names == {".lock", "experiment.json", "result.json", "W32A32", "W1A2", "W1A1"}
+    for stage in result["stages"]:
+        files = {p.name for p in (folder / stage["precision"]).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "stage.json", "log.json"} <= files
+        log = json.loads((folder / stage["precision"] / "log.json").read_text())
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        assert len(losses) == 12 and losses[-1] < losses[0]
+        assert ("loss_hidden" in log[0]) is (stage["precision"] != "W32A32")
+
+
+def test_every_stage_reloads_and_evaluates_to_its_score(finished, glue):
+    folder, result = finished
+    task = get_task("rte")
+    for stage in result["stages"]:
+        model = AutoModelForSequenceClassification.from_pretrained(folder / stage["precision"])
+        data = prepare(task, str(glue), AutoTokenizer.from_pretrained(folder / stage["precision"]))
+        assert evaluate(model, data) == (stage["score"], stage["metrics"])
+        config = getattr(model.config, "quantization_config", None)
+        history = {"W32A32": None, "W1A2": "W32A32 -> W1A2", "W1A1": "W32A32 -> W1A2 -> W1A1"}[stage["precision"]]
+        assert getattr(config, "history", None) == history
+        assert getattr(config, "precision", "W32A32") == stage["precision"]
+    assert not list(Path.cwd().iterdir())  # an evaluation leaves nothing behind
+
+
+def test_a_stage_starts_where_the_one_before_ended(finished):
+    """12 steps at a rate of 5e-4 move a weight by less than 0.006; another start would be 0.02 apart."""
+    folder, _ = finished
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    full, middle, last = (weights(folder, precision)[name] for precision in ("W32A32", "W1A2", "W1A1"))
+    assert 0 < (middle - full).abs().max() < 7e-3 and 0 < (last - middle).abs().max() < 7e-3
+    other = load_model("sample", "rte", seed=1).state_dict()[name]
+    assert (other - full).abs().max() > 0.02
+
+
+def test_a_finished_experiment_is_not_run_twice(finished, monkeypatch):
+    folder, result = finished
+    before, lines = tree(folder), []
+    monkeypatch.setattr(experiments, "train_stage", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert go(folder, report=lines.append) == result
+    assert tree(folder) == before and "--again" in lines[-1]
+
+
+def test_again_runs_it_again_and_finds_the_same(finished, tmp_path):
+    folder, result = finished
+    assert scores(go(tmp_path / "run")) == scores(result)
+    first = tree(tmp_path / "run")
+    assert scores(go(tmp_path / "run", again=True)) == scores(result)
+    for precision in ("W32A32", "W1A2", "W1A1"):
+        assert same(weights(folder, precision), weights(tmp_path / "run", precision))
+    assert first["W1A1/model.safetensors"] != tree(tmp_path / "run")["W1A1/model.safetensors"]
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    go(tmp_path / "run", seed=1, schedule="W1A1", max_steps=2)
+    assert not same(weights(finished[0], "W32A32"), weights(tmp_path / "run", "W32A32"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seed": 1}, "its seed is 0, this one's 1"),
+        ({"schedule": "W1A1"}, "its schedule is 'W32A32 -> W1A2 -> W1A1', this one's 'W32A32 -> W1A1'"),
+        ({"task": "sst2"}, "its task is 'rte', this one's 'sst2'|its examples"),
+        ({"max_steps": 13}, "its max_steps is 12, this one's 13"),
+        ({"train_examples": 32}, "its examples is .*train.: 64"),
+    ],
+)
+def test_another_experiments_folder_is_refused(finished, options, says):
+    folder, _ = finished
+    before = tree(folder)
+    with pytest.raises(BitlabError, match=says) as caught:
+        go(folder, **options)
+    assert "\n" not in str(caught.value) and tree(folder) == before
+
+
+# ---------------------------------------------------------------------------------------- interruptions
+
+
+class Killed(BaseException):
+    """Like a kill, but in this process: nothing in the library may catch it."""
+
+
+def at(moment, monkeypatch):
+    """Let the experiment die at a moment of its W1A1 stage."""
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    def dying(original, when):
+        def call(*args, **kwargs):
+            return die() if when(*args, **kwargs) else original(*args, **kwargs)
+
+        return call
+
+    def binary(model, *args, **kwargs):
+        return getattr(model.config, "quantization_config", None) is not None
+
+    if moment == "first step":
+        patch = (training.Progress, "on_train_begin")
+        monkeypatch.setattr(*patch, dying(training.Progress.on_train_begin, lambda self, *_, **__: self.title == "W1A1"))
+    elif moment == "checkpoint half written":
+        patch = (training.MarkWhole, "on_save")
+        original = training.MarkWhole.on_save
+        in_w1a1 = lambda self, args, state, *_, **__: "W1A1" in args.output_dir and state.global_step > 25  # noqa: E731
+        monkeypatch.setattr(*patch, dying(original, in_w1a1))
+    elif moment == "trained, not evaluated":
+        monkeypatch.setattr(experiments, "evaluate", dying(experiments.evaluate, binary))
+    elif moment == "stage half saved":
+        saves = dying(runs.write_json, lambda path, content: path.parent.name == "W1A1.partial")
+        monkeypatch.setattr(runs, "write_json", saves)
+    elif moment == "before the result":
+        monkeypatch.setattr(runs, "write_json", dying(runs.write_json, lambda path, content: path.name == runs.RESULT))
+
+
+MOMENTS = ("first step", "checkpoint half written", "trained, not evaluated", "stage half saved", "before the result")
+
+
+@pytest.fixture(scope="module")
+def short(finished):
+    """One stage, with checkpoints at 25 and 30 steps, both in the middle of an epoch."""
+    return {"schedule": "W1A1", "max_steps": 30, "teacher": str(finished[0] / "W32A32")}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, short):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    return folder, go(folder, **short)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_interrupted_and_gone_on_with(unbroken, short, tmp_path, moment):
+    folder, result = unbroken
+    with pytest.MonkeyPatch.context() as patch:
+        at(moment, patch)
+        with pytest.raises(Killed):
+            go(tmp_path / "run", **short)
+    assert not (tmp_path / "run" / "result.json").exists()
+    kept = (tmp_path / "run" / "W32A32" / "model.safetensors").stat().st_mtime_ns
+    assert scores(go(tmp_path / "run", **short)) == scores(result)
+    assert same(weights(folder), weights(tmp_path / "run"))
+    assert (tmp_path / "run" / "W32A32" / "model.safetensors").stat().st_mtime_ns == kept
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("options", [{"method": "bit-released", "batch_size": 2}, {"selection": "best"}], ids=str)
+def test_the_other_kinds_of_run_go_on_too(short, tmp_path, options):
+    settings = short | {"max_steps": 28} | options
+    result = go(tmp_path / "unbroken", **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        at("checkpoint half written", patch)
+        with pytest.raises(Killed):
+            go(tmp_path / "broken", **settings)
+    assert scores(go(tmp_path / "broken", **settings)) == scores(result)
+    assert same(weights(tmp_path / "unbroken"), weights(tmp_path / "broken"))
+
+
+def command_line(arguments, log):
+    """What `python -m bitlab` does, in a process that has its imports behind it; what it prints goes to a file."""
+    torch.set_num_threads(1)
+    with open(log, "w", buffering=1) as sys.stdout:
+        sys.exit(cli.main(arguments))
+
+
+def kill_at(line, process, log, delay):
+    """SIGKILL the process `delay` seconds after it printed a line (or let it end, if it is faster)."""
+    process.start()
+    while process.is_alive() and not (log.exists() and line in log.read_text()):
+        time.sleep(0.01)
+    process.join(delay)
+    process.kill()
+    process.join()
+    assert line in log.read_text(), f"ended with {process.exitcode} before {line!r}: {log.read_text()}"
+    log.unlink()
+
+
+def test_killed_at_five_random_points(tmp_path, glue):
+    """SIGKILL, five times in one experiment; the same command then ends with an unbroken run's weights."""
+    result = go(tmp_path / "unbroken", schedule="W1A1", max_steps=60)
+    arguments = ["glue", "rte", "--schedule", "W1A1", "--max-steps", "60", "--output", str(tmp_path / "killed")]
+    for option in ("data", "model", "batch_size", "learning_rate", "teacher_learning_rate"):
+        arguments += ["--" + option.replace("_", "-"), str(TINY[option])]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["bitlab.experiments"])
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    print("seed of the kills:", seed)
+    points = [(precision, step) for precision in ("W32A32", "W1A1") for step in range(6, 61, 6)]
+    for precision, step in [points[i] for i in sorted(chance.sample(range(len(points)), 5))]:
+        process = server.Process(target=command_line, args=(arguments, tmp_path / "log"))
+        # after the line comes a random part of the next six steps, or of the evaluation and saving that follow
+        kill_at(f"{precision}: step {step} of 60", process, tmp_path / "log", chance.uniform(0, 0.3))
+        assert not (tmp_path / "killed" / "result.json").exists() or (precision, step) == points[-1]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bitlab.__file__).parent.parent)}
+    command = [sys.executable, "-m", "bitlab", *arguments, "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert scores(json.loads(done.stdout)) == scores(result)
+    for precision in ("W32A32", "W1A1"):
+        assert same(weights(tmp_path / "unbroken", precision), weights(tmp_path / "killed", precision))
+
+
+def test_a_full_disk_loses_nothing(unbroken, short, tmp_path, monkeypatch):
+    folder, result = unbroken
+
+    def full(*args, **kwargs):
+        if (tmp_path / "run" / "W32A32").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(*args, **kwargs)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(BitlabError, match="the disk is full") as caught:
+        go(tmp_path / "run", **short)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(torch, "save", save)
+    assert scores(go(tmp_path / "run", **short)) == scores(result)
+    assert same(weights(folder), weights(tmp_path / "run"))
+
+
+# --------------------------------------------------------------------------------------------- options
+
+
+def test_as_released_the_classifier_of_a_regression_never_trains(tmp_path):
+    """Its gradient is zero: the bias stays the teacher's, the weight only decays. As corrected both learn."""
+    for method, learns in (("bit", True), ("bit-released", False)):
+        folder = tmp_path / method
+        result = go(folder, "stsb", method=method, schedule="W1A1", max_steps=3)
+        assert set(result["stages"][1]["metrics"]) == {"pearson", "spearman"} and result["method"] == method
+        teacher, student = weights(folder, "W32A32"), weights(folder)
+        assert torch.equal(teacher["classifier.bias"], student["classifier.bias"]) is not learns
+        ratio = student["classifier.weight"] / teacher["classifier.weight"]
+        assert (ratio.std().item() < 1e-5) is not learns
+        log = json.loads((folder / "W1A1" / "log.json").read_text())
+        assert all((entry["loss_logits"] == 0) is not learns for entry in log if "loss_logits" in entry)
+
+
+def test_the_best_of_ten_dev_evaluations(tmp_path):
+    result = go(tmp_path / "run", schedule="W1A1", selection="best", max_steps=10, learning_rate=5e-3)
+    log = json.loads((tmp_path / "run" / "W1A1" / "log.json").read_text())
+    found = [entry["eval_score"] for entry in log if "eval_score" in entry]
+    assert len(found) == 10 and len(set(found)) > 1
+    assert result["stages"][1]["score"] == pytest.approx(max(found), abs=0.01)
+    assert result["config"]["selection"] == "best"
+
+
+def spied(monkeypatch, alpha=0.5):
+    """Stages that do not train; what each was given, by precision."""
+    seen = {}
+
+    def train_stage(model, teachers, data, settings, folder, **options):
+        precisions = []
+        for each in teachers:
+            config = getattr(each.config, "quantization_config", None)
+            precisions.append(config.precision if config else "W32A32")
+        binarizers = [m for m in model.modules() if isinstance(m, bitlab.ElasticBinarizer)]
+        state = {(m.alpha.item(), bool(m.initialized)) for m in binarizers if not m.signed}
+        seen[options["title"]] = {"teachers": precisions, "alphas": state, **options}
+        for m in binarizers:
+            m.alpha.data.fill_(alpha)
+            m.initialized.fill_(True)
+        return [], 0, 0.0
+
+    monkeypatch.setattr(experiments, "train_stage", train_stage)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("stage_teacher", "teachers"), [("previous", ["W1A2"]), ("full", ["W32A32"]), ("both", ["W1A2", "W32A32"])]
+)
+def test_who_teaches_a_stage(tmp_path, monkeypatch, stage_teacher, teachers):
+    seen = spied(monkeypatch)
+    go(tmp_path / "run", schedule="W1A4 -> W1A2 -> W1A1", stage_teacher=stage_teacher)
+    assert list(seen) == ["W32A32", "W1A4", "W1A2", "W1A1"]
+    assert seen["W32A32"]["teachers"] == [] and seen["W1A4"]["teachers"] == ["W32A32"]
+    assert seen["W1A1"]["teachers"] == teachers
+
+
+@pytest.mark.parametrize(
+    ("policy", "alpha", "started"), [("reinit", 0.5, False), ("carry", 0.5, True), ("rescale", 0.5 * 3**0.5, True)]
+)
+def test_what_becomes_of_the_scales(tmp_path, monkeypatch, policy, alpha, started):
+    """An unsigned scale goes from codes up to 3 to codes up to 1: rescaled, it grows by sqrt(3)."""
+    seen = spied(monkeypatch)
+    go(tmp_path / "run", alpha=policy)
+    assert {initialized for _, initialized in seen["W1A2"]["alphas"]} == {False}
+    ((found, initialized),) = seen["W1A1"]["alphas"]
+    assert found == pytest.approx(alpha) and initialized is started
+
+
+def test_the_loss_is_as_asked(tmp_path, monkeypatch):
+    seen = spied(monkeypatch)
+    weights_ = {"logit_weight": 0.5, "hidden_weight": 2.0, "attention_weight": 0.1, "temperature": 3.0}
+    go(tmp_path / "run", method="bit-released", **weights_)
+    config = seen["W1A1"]["distillation"]
+    assert (config.logits, config.hidden, config.attention, config.temperature) == (0.5, 2.0, 0.1, 3.0)
+    assert config.per_element and config.count_padding and seen["W1A1"]["released_optimizer"]
+    assert "distillation" not in seen["W32A32"]
+
+
+def test_mnli_has_two_dev_sets(tmp_path, monkeypatch):
+    spied(monkeypatch)
+    result = go(tmp_path / "run", "mnli", schedule="W1A1")
+    metrics = result["stages"][1]["metrics"]
+    assert set(metrics) == {"accuracy", "accuracy_mismatched"}
+    assert result["stages"][1]["score"] == pytest.approx(sum(metrics.values()) / 2)
+
+
+def test_every_task_has_a_recipe():
+    for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"):
+        task = get_task(name)
+        paper = Experiment(name, model="minilm", preset="full").settings("W1A2")
+        assert (paper.epochs, paper.batch_size, paper.learning_rate) == (task.epochs, task.batch_size, task.learning_rate)
+        assert paper.max_steps is None and paper.alpha_learning_rate == 1e-4 and paper.weight_decay == 0.01
+        assert Experiment(name).settings("W1A1").steps(10_000) <= 400
+
+
+def test_the_budget_can_be_given():
+    given = Experiment("rte", epochs=2, batch_size=4, learning_rate=1e-3, alpha_learning_rate=1e-5)
+    settings = given.settings("W1A1")
+    assert settings.steps(100) == 50 and settings.learning_rate == 1e-3 and settings.alpha_learning_rate == 1e-5
+    assert Experiment("rte", epochs=2, max_steps=7).settings("W1A1").steps(1000) == 7
+
+
+# ------------------------------------------------------------------------------------------- teachers
+
+
+def constant(folder):
+    """A teacher that gives every example the same answer."""
+    model = load_model("sample", "rte")
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
+    model.save_pretrained(folder)
+    load_tokenizer("sample").save_pretrained(folder)
+    return folder
+
+
+def test_a_teacher_below_the_trivial_score_is_refused_and_nothing_is_written(tmp_path):
+    teacher = constant(tmp_path / "teacher")
+    with pytest.raises(BitlabError, match=r"teacher 'teacher' scores 0\.\d+ on RTE dev, expected above") as caught:
+        go(tmp_path / "run", teacher=str(teacher), any_teacher=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists() and not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_good_teacher_is_taken_as_it_is(finished, tmp_path, again):
+    teacher = finished[0] / "W32A32"
+    settings = {"teacher": str(teacher), "schedule": "W1A1", "max_steps": 3}
+    for _ in range(1 + again):
+        result = go(tmp_path / "run", again=again, **settings)
+        assert scores(result)[0] == scores(finished[1])[0]
+        assert same(weights(teacher.parent, "W32A32"), weights(tmp_path / "run", "W32A32"))
+    assert result["config"]["teacher"] == "W32A32" and result["stages"][1]["steps"] == 3
+
+
+def test_a_weak_teacher_of_our_own_is_said_to_be_weak(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.Prepared, "trivial_score", lambda self: 1.0)
+    lines = []
+    go(tmp_path / "run", schedule="W1A1", max_steps=2, report=lines.append)
+    assert any("does not beat a constant answer (1.000)" in line for line in lines)
+
+
+def test_the_trivial_score(glue):
+    data = prepare(get_task("rte"), str(glue), load_tokenizer("sample"))
+    labels = data.evaluations["validation"]["labels"]
+    assert data.trivial_score() == max(labels.count(0), labels.count(1)) / len(labels)
+    assert prepare(get_task("stsb"), str(glue), load_tokenizer("sample")).trivial_score() == 0
+
+
+# -------------------------------------------------------------------------------------------- refusals
+
+
+def qnli_without_train(folder):
+    (folder / "QNLI").mkdir(parents=True)
+    row = "0\twhat is it ?\tit is a cup .\tentailment\n"
+    (folder / "QNLI" / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n" + row * 3)
+    return str(folder)
+
+
+def test_a_folder_without_training_data(tmp_path):
+    with pytest.raises(BitlabError, match="QNLI has no train split"):
+        go(tmp_path / "run", "qnli", data=qnli_without_train(tmp_path / "data"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"task": "imdb"}, "unknown task 'imdb'"),
+        ({"method": "magic"}, "method 'magic' does not exist: choose bit"),
+        ({"preset": "huge"}, "preset 'huge'"),
+        ({"alpha": "double"}, "alpha 'double'"),
+        ({"stage_teacher": "nobody"}, "stage_teacher 'nobody'"),
+        ({"selection": "lucky"}, "selection 'lucky'"),
+        ({"schedule": "W1A1 -> W1A2"}, "goes up"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"epochs": -1}, "epochs is -1"),
+        ({"batch_size": -8}, "batch_size is -8"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"alpha_learning_rate": -1e-4}, "alpha_learning_rate is -0.0001"),
+        ({"teacher_epochs": -2}, "teacher_epochs is -2"),
+        ({"teacher_learning_rate": -1e-3}, "teacher_learning_rate is -0.001"),
+        ({"train_examples": 0}, "train_examples is 0"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"hidden_weight": -1}, "hidden_weight is -1"),
+        ({"logit_weight": 0, "hidden_weight": 0}, "nothing to learn from"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**31}, "seed is 2147483648"),
+    ],
+)
+def test_settings_that_make_no_sense(options, says):
+    with pytest.raises(BitlabError, match=says) as caught:
+        Experiment(**{"task": "rte"} | options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folders_name_tells_runs_apart():
+    names = {
+        Experiment("rte", **options).folder_name
+        for options in ({}, {"seed": 1}, {"schedule": "W1A1"}, {"method": "bit-released"}, {"preset": "full"})
+    }
+    assert len(names) == 5 and all("/" not in name and " " not in name for name in names)

@@ -1,0 +1,197 @@
+"""Fused formulas: compiled and plain agree, and whatever keeps torch.compile from working changes no result."""
+
+import contextlib
+import copy
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import batch, tiny
+
+import bitlab
+from bitlab import BitConfig, binarize, fused
+from bitlab.binarizers import codes_backward, codes_forward, elastic, weight_forward
+from bitlab.errors import BitlabError
+
+needs_compiler = pytest.mark.skipif(fused.compiler() is None, reason="no C++ compiler here")
+BROKEN = """
+import torch
+from bitlab import fused
+from bitlab.binarizers import elastic
+x = torch.linspace(-2, 2, 24).reshape(4, 6).requires_grad_()
+alpha = torch.tensor(0.7, requires_grad=True)
+y = elastic(x, alpha, 2)
+y.square().sum().backward()
+print(y.sum().item(), x.grad.sum().item(), alpha.grad.item())
+print(fused.status())
+"""
+
+
+@pytest.fixture
+def on(monkeypatch):
+    monkeypatch.setenv(fused.VARIABLE, "on")
+    yield
+    assert not fused._broken, "compiling failed, the comparison was of a formula with itself"
+
+
+def close(found, expected, what):
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, msg=lambda text: f"{what}: {text}")
+
+
+@needs_compiler
+@pytest.mark.parametrize(  # every width, set and beta once or more: each case takes seconds to compile
+    ("bits", "signed", "thresholds"),
+    [(1, True, True), (1, False, False), (2, True, False), (2, False, True), (4, True, True), (4, False, False)],
+)
+def test_compiled_and_plain_agree(on, bits, signed, thresholds):
+    generator = torch.Generator().manual_seed(bits)
+    alpha = torch.tensor(0.4)
+    beta = torch.randn(7, generator=generator) / 5 if thresholds else None
+    for rows in (5, 9):  # two lengths: one compiled function serves them all
+        x = torch.randn(rows, 7, generator=generator)
+        x = x if signed else x.relu()
+        grad = torch.randn(rows, 7, generator=generator)
+        given = (alpha, beta, bits, signed)
+        assert torch.equal(codes_forward(x, *given), codes_forward.formula(x, *given))
+        found = codes_backward(grad, x, *given)
+        expected = codes_backward.formula(grad, x, *given)
+        assert (found[2] is None) is (beta is None)
+        for name, ours, theirs in zip(("x", "alpha", "beta"), found, expected, strict=True):
+            if theirs is not None:
+                close(ours, theirs, f"gradient of {name}")
+
+
+@needs_compiler
+def test_weights_agree(on):
+    weight = torch.randn(6, 5)
+    found, expected = weight_forward(weight), weight_forward.formula(weight)
+    assert torch.equal(found[0], expected[0])
+    close(found[1], expected[1], "m")
+
+
+def curve(steps=30):
+    """The losses of a tiny model on one batch."""
+    torch.manual_seed(0)
+    model, teacher, inputs = binarize(tiny(), BitConfig(1, 1)).train(), tiny(seed=1), batch(8)
+    with torch.no_grad():
+        target = teacher(**inputs).logits.softmax(-1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = -(target * model(**inputs).logits.log_softmax(-1)).sum(-1).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@needs_compiler
+def test_training_is_the_same(monkeypatch):
+    found = {}
+    for mode in ("off", "on"):
+        monkeypatch.setenv(fused.VARIABLE, mode)
+        found[mode] = curve()
+    assert not fused._broken
+    assert found["on"] == pytest.approx(found["off"], abs=1e-4)
+    assert found["off"][-1] < found["off"][0] - 1e-3
+
+
+def test_a_compiler_that_does_not_work_changes_nothing(tmp_path):
+    """A process with a broken compiler and no compiled functions kept on disk prints what a plain one does."""
+    fake = tmp_path / "c++"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    root = str(Path(bitlab.__file__).parent.parent)
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "BITLAB_FUSED": "on", "CXX": str(fake)}
+    env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "kept")
+    done = subprocess.run([sys.executable, "-c", BROKEN], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with contextlib.redirect_stdout(io.StringIO()) as plain:
+        exec(BROKEN, {})  # small tensors: nothing is compiled here
+    numbers, status = done.stdout.splitlines()
+    assert numbers == plain.getvalue().splitlines()[0] and "torch.compile failed" in status
+
+
+def test_failing_once_is_enough(monkeypatch):
+    """After a failure nobody tries again, and the result is the formula's."""
+    calls = []
+
+    def compile_(formula, **options):
+        def fails(*args):
+            calls.append(args)
+            raise RuntimeError("C++ compile error\nwith much more text")
+
+        return fails
+
+    monkeypatch.setenv(fused.VARIABLE, "on")
+    monkeypatch.setattr(fused, "compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(fused, "_broken", [])
+    monkeypatch.setattr(torch, "compile", compile_)
+    double = fused.fused(lambda x: x * 2)
+    assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0)) and len(calls) == 1
+    assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0)) and len(calls) == 1
+    assert fused.status() == (False, "torch.compile failed: C++ compile error")
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_without_a_compiler_the_formulas_run(monkeypatch, mode):
+    monkeypatch.setenv(fused.VARIABLE, mode)
+    monkeypatch.setattr(fused, "compiler", lambda: None)
+    monkeypatch.setattr(fused, "_broken", [])
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: pytest.fail("there is no compiler"))
+    assert torch.equal(fused.fused(lambda x: x + 1)(torch.zeros(2)), torch.ones(2))
+    if not torch.cuda.is_available():
+        assert fused.status() == (False, "no C++ compiler found (install g++ or clang)")
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "compiles"), [("auto", 10, False), ("auto", 300_000, True), ("on", 10, True), ("off", 300_000, False)]
+)
+def test_what_is_compiled(monkeypatch, mode, size, compiles):
+    seen = []
+    monkeypatch.setenv(fused.VARIABLE, mode)
+    monkeypatch.setattr(fused, "compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(fused, "_broken", [])
+    monkeypatch.setattr(torch, "compile", lambda formula, **options: seen.append(formula) or formula)
+    fused.fused(lambda x: x + 1)(torch.zeros(size))
+    assert bool(seen) is compiles
+    assert fused.status()[0] is (mode != "off")
+
+
+@pytest.mark.parametrize("value", ["nonsense", "1", ""])
+def test_another_word_is_a_clear_error(monkeypatch, value):
+    monkeypatch.setenv(fused.VARIABLE, value)
+    with pytest.raises(BitlabError, match=r"BITLAB_FUSED is .*: set it to auto, on or off"):
+        elastic(torch.ones(3), torch.tensor(1.0))
+
+
+def test_the_compiler_that_is_named_comes_first(monkeypatch, tmp_path):
+    named = tmp_path / "my-c++"
+    named.write_text("#!/bin/sh\n")
+    named.chmod(0o755)
+    monkeypatch.setenv("CXX", str(named))
+    assert fused.compiler.__wrapped__() == str(named)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX")
+    assert fused.compiler.__wrapped__() is None
+
+
+def test_status_says_why(monkeypatch):
+    monkeypatch.setattr(fused, "_broken", [])
+    monkeypatch.setattr(fused, "compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setenv(fused.VARIABLE, "on")
+    assert fused.status() == (True, "torch.compile")
+    monkeypatch.setenv(fused.VARIABLE, "auto")
+    assert fused.status() == (True, "torch.compile, for tensors of 262,144 numbers and more")
+    monkeypatch.setenv(fused.VARIABLE, "off")
+    assert fused.status() == (False, "BITLAB_FUSED=off")
+
+
+def test_fused_functions_can_be_copied_with_their_model():
+    model = binarize(tiny(), BitConfig(1, 1))
+    assert torch.equal(copy.deepcopy(model)(**batch()).logits, model(**batch()).logits)

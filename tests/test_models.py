@@ -1,0 +1,192 @@
+"""Named starting points, heads and label maps."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from bitlab import models
+from bitlab.data.sample import sample_config, sample_tokenizer
+from bitlab.errors import BitlabError
+from bitlab.models import describe_sources, load_model, load_tokenizer, resolve_model, teacher_label_order
+from bitlab.tasks import TASKS
+
+MNLI = ("entailment", "neutral", "contradiction")
+ORIGINAL = ("contradiction", "entailment", "neutral")
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+
+
+def fails(name, task="rte") -> str:
+    with pytest.raises(BitlabError) as caught:
+        load_model(name, task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def named(labels) -> dict:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def batch():
+    return {"input_ids": torch.arange(5, 15)[None], "attention_mask": torch.ones(1, 10, dtype=torch.long)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sample_model_fits_every_task(task):
+    model = load_model("sample", task)
+    names = list(TASKS[task].label_names or ["LABEL_0"])
+    assert [model.config.id2label[i] for i in range(model.config.num_labels)] == names
+    assert model.config.problem_type == TASKS[task].problem_type
+    assert not model.training
+    assert model(**batch()).logits.shape == (1, TASKS[task].num_labels)
+
+
+def test_seed_decides_and_the_global_state_is_left_alone():
+    before = torch.random.get_rng_state()
+    first, again, other = (load_model("sample", "rte", seed=seed)(**batch()).logits for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_sample_refuses_what_it_would_ignore():
+    with pytest.raises(BitlabError, match="takes no quantization_config"):
+        load_model("sample", "rte", quantization_config=object())
+
+
+def test_heads():
+    assert isinstance(load_model("sample", "squad"), BertForQuestionAnswering)
+    assert type(load_model("sample")).__name__ == "BertModel"
+
+
+def test_bare_encoder_gets_a_fresh_head_and_keeps_its_weights(tmp_path, capfd):
+    encoder = AutoModel.from_config(sample_config())
+    encoder.save_pretrained(tmp_path)
+    capfd.readouterr()
+    model = load_model(tmp_path, "mnli", seed=1)
+    assert tuple(model.config.id2label.values()) == MNLI
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, encoder.embeddings.word_embeddings.weight)
+    assert torch.equal(model.classifier.weight, load_model(tmp_path, "mnli", seed=1).classifier.weight)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_saved_model_is_loaded_as_it_was(tmp_path):
+    model = load_model("sample", "mnli", seed=2)
+    model.save_pretrained(tmp_path)
+    sample_tokenizer().save_pretrained(tmp_path)
+    assert torch.equal(load_model(tmp_path, "mnli")(**batch()).logits, model(**batch()).logits)
+    assert load_tokenizer(tmp_path)("the cook")["input_ids"] == sample_tokenizer()("the cook")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (BertForSequenceClassification, BertConfig(**SMALL)),
+        (RobertaForSequenceClassification, RobertaConfig(**SMALL)),
+        (ElectraForSequenceClassification, ElectraConfig(**SMALL)),
+        (
+            DistilBertForSequenceClassification,
+            DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64, vocab_size=50),
+        ),
+    ],
+)
+def test_logits_follow_the_hubs_order(tmp_path, kind, config):
+    config.update(named([label.upper() for label in ORIGINAL]))
+    theirs = kind(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path, "mnli")
+    assert tuple(ours.config.id2label.values()) == MNLI
+    expected = theirs(**batch()).logits[:, [1, 2, 0]]
+    assert torch.allclose(ours(**batch()).logits, expected, atol=1e-6)
+    ours.save_pretrained(tmp_path / "again")
+    assert torch.allclose(load_model(tmp_path / "again", "mnli")(**batch()).logits, expected, atol=1e-6)
+
+
+def test_label_order_of_models_without_label_names(tmp_path):
+    plain = BertConfig(num_labels=3)
+    assert teacher_label_order(plain, "mnli", "textattack/bert-base-uncased-MNLI") == [1, 2, 0]
+    assert teacher_label_order(plain, "mnli", "copies/textattack-bert-base-uncased-MNLI") == [1, 2, 0]
+    assert teacher_label_order(plain, "mnli", "somebody/bert") == [0, 1, 2]
+    two = BertConfig(num_labels=2)
+    assert teacher_label_order(two, "rte", "textattack/bert-base-uncased-RTE") == [0, 1]
+    numbers = BertConfig(**named(["1", "0"]))
+    assert teacher_label_order(numbers, "sst2") == [0, 1]
+    swapped = BertConfig(**named(["not_entailment", "entailment"]))
+    assert teacher_label_order(swapped, "qnli") == [1, 0]
+    assert teacher_label_order(BertConfig(num_labels=1), "stsb") == [0]
+    folder = tmp_path / "bert-base-uncased-MNLI"
+    BertForSequenceClassification(BertConfig(**SMALL, num_labels=3)).save_pretrained(folder)
+    assert tuple(load_model(folder, "mnli").config.id2label.values()) == MNLI
+
+
+def test_heads_that_do_not_fit(tmp_path):
+    load_model("sample", "mnli").save_pretrained(tmp_path / "three")
+    assert "has 3 labels, rte has 2" in fails(tmp_path / "three")
+    assert "needs one ForQuestionAnswering" in fails(tmp_path / "three", "squad")
+    load_model("sample", "squad").save_pretrained(tmp_path / "span")
+    assert "needs one ForSequenceClassification" in fails(tmp_path / "span")
+    load_model("sample", "sst2").save_pretrained(tmp_path / "sst2")
+    assert "has the labels negative, positive; rte has entailment, not_entailment" in fails(tmp_path / "sst2")
+
+
+def test_folders_that_are_no_models(tmp_path):
+    assert "has no config.json" in fails(tmp_path)
+    assert "no model folder" in fails(tmp_path / "nowhere")
+    assert "no model folder" in fails("./nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    assert "can't be loaded" in fails(tmp_path)
+    sample_config().save_pretrained(tmp_path)
+    assert "can't be loaded" in fails(tmp_path)
+
+
+def test_hub_id_without_the_hub(monkeypatch):
+    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    assert resolve_model("somebody/some-bert").kind == "hub"
+    assert "hub can't be reached" in fails("somebody/some-bert-that-is-not-cached")
+
+
+def test_minilm_that_is_missing_or_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert fails("minilm").endswith("pip install 'bitlab[minilm]'")
+    package = tmp_path / "model"
+    package.mkdir()
+    (package / "model.safetensors").write_bytes(b"other")
+    spec = importlib.machinery.ModuleSpec("gt", None)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert "sha256 differs" in fails("minilm")
+
+
+def test_minilm():
+    if importlib.util.find_spec(models.MINILM_PACKAGE) is None:
+        pytest.skip("the minilm extra is not installed")
+    model = load_model("minilm", "stsb")
+    linears = [m for m in model.bert.encoder.modules() if isinstance(m, nn.Linear)]
+    assert (len(linears), model.config.hidden_size, model.config.num_labels) == (36, 384, 1)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert load_tokenizer("minilm")("hello", "you")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+def test_sources_are_described_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    monkeypatch.setenv("BITLAB_DATA", str(tmp_path / "nowhere"))
+    reports = {(r.kind, r.name): r for r in describe_sources()}
+    assert reports["model", "sample"].available
+    assert reports["data", "sample"].available
+    assert all(bool(r.advice) != r.available for r in reports.values())
+    assert "does not exist" in reports["data", "BITLAB_DATA"].detail
+    monkeypatch.setenv("BITLAB_DATA", str(tmp_path))
+    assert next(r for r in describe_sources() if r.name == "BITLAB_DATA").available

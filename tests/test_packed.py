@@ -1,0 +1,451 @@
+"""The packed model: the float model's results from bits, the file, and what becomes of a damaged one."""
+
+import copy
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_models import CONFIGS, HEADS, SIZES, WORDS, batch, binarizers, outputs, tiny, warm_up
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+from bitlab import BitConfig, BitlabError, ElasticBinarizer, binarize, set_precision
+from bitlab.packed import backends, format, is_fused, load_packed, pack, save_packed
+from bitlab.packed.encoder import Fused
+from bitlab.packed.layers import PackedEmbedding, PackedLinear
+
+BACKENDS = [backends.INT8, backends.FLOAT]
+BACKENDS += [backends._compiled()[0]] if backends._compiled()[0] else []
+GRID = [(architecture, head) for architecture in CONFIGS for head in ("sequence", "span", "bare")]
+
+
+def binary(architecture="bert", head="sequence", bits=1, **options):
+    return warm_up(binarize(tiny(architecture, head, **options), BitConfig(1, bits)))
+
+
+def equal(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs):
+        assert torch.equal(a, b), f"differs by up to {(a - b).abs().max():.3g}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A packed folder; tests that change it copy it."""
+    path = tmp_path_factory.mktemp("packed")
+    save_packed(binary(), path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ same results
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize(("architecture", "head"), GRID)
+def test_packed_gives_the_float_models_results(architecture, head, bits, backend):
+    model = binary(architecture, head, bits)
+    packed = pack(model)
+    assert is_fused(packed) == (bits == 1)
+    assert model.config.quantization_config.latent and not packed.config.quantization_config.latent
+    with backends.use(backend):
+        for inputs in (batch(pad=2), batch(size=1, length=1), batch(size=2, length=29)):
+            equal(outputs(packed, **inputs), outputs(model, **inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@settings(max_examples=15, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    width=st.sampled_from([1, 7, 16, 32, 33, 64]),
+    inner=st.integers(1, 70),
+    size=st.integers(1, 3),
+    length=st.integers(1, 40),
+    data=st.data(),
+)
+def test_any_size(backend, heads, width, inner, size, length, data):
+    options = {"hidden_size": heads * width, "num_attention_heads": heads, "intermediate_size": inner}
+    model = BertForSequenceClassification(
+        BertConfig(**{**SIZES, **options, "num_hidden_layers": 1, "max_position_embeddings": 40})
+    )
+    inputs = batch(size, length, seed=3)
+    inputs["attention_mask"] = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=length, max_size=length)))
+    inputs["attention_mask"] = inputs["attention_mask"].repeat(size, 1)
+    model = warm_up(binarize(model.eval()))
+    packed = pack(model)
+    assert is_fused(packed)
+    with backends.use(backend):
+        equal(outputs(packed, **inputs), outputs(model, **inputs))
+
+
+def test_fused_and_general_path_agree():
+    packed = pack(binary())
+    inputs = batch(pad=3)
+    expected = outputs(packed, **inputs)
+    unfused = copy.deepcopy(packed)
+    for module in unfused.modules():
+        if isinstance(module, Fused):
+            module.__class__ = type(module).__bases__[1]
+    assert not is_fused(unfused)
+    equal(outputs(unfused, **inputs), expected)
+
+
+def test_hidden_states_attentions_and_scores():
+    model = binary()
+    packed, inputs = pack(model), batch(pad=2)
+    for wanted in ({"output_hidden_states": True}, {"output_attentions": True}):
+        with torch.no_grad():
+            ours, theirs = packed(**inputs, **wanted), model(**inputs, **wanted)
+        name = next(iter(wanted)).removeprefix("output_")
+        assert len(ours[name]) == len(theirs[name]) >= 2
+        equal(ours[name], theirs[name])
+        equal([ours.logits], [theirs.logits])
+    ours, theirs = [], []
+    with torch.no_grad():
+        packed(**inputs, attention_scores=ours)
+        model(**inputs, attention_scores=theirs)
+    equal(ours, theirs)
+
+
+def test_a_mask_that_differs_between_queries():
+    model, inputs = binary(), batch()
+    causal = torch.ones(9, 9).tril().bool().expand(3, 1, 9, 9)
+    additive = torch.zeros(3, 1, 9, 9).masked_fill(~causal, torch.finfo(torch.float32).min)
+    inputs["attention_mask"] = additive
+    packed = pack(model)
+    equal(outputs(packed, **inputs), outputs(model, **inputs))
+    assert not torch.equal(outputs(packed, **inputs)[0], outputs(packed, **batch())[0])
+
+
+def test_nothing_but_padding():
+    model, inputs = binary(), batch()
+    inputs["attention_mask"][1] = 0
+    equal(outputs(pack(model), **inputs), outputs(model, **inputs))
+
+
+def test_independent_of_padding_batch_and_threads():
+    packed, one = pack(binary("roberta")), batch(size=1, length=9)
+    (alone,) = outputs(packed, **one)
+    padded = {"input_ids": torch.ones(4, 13, dtype=torch.long), "attention_mask": torch.zeros(4, 13, dtype=torch.long)}
+    padded["input_ids"][2, :9], padded["attention_mask"][2, :9] = one["input_ids"], 1
+    padded["input_ids"][0, :5], padded["attention_mask"][:, 0] = 7, 1
+    # the float head is torch's own, whose sums may depend on the batch: a few units in the last place
+    torch.testing.assert_close(outputs(packed, **padded)[0][2:3], alone, atol=1e-6, rtol=1e-6)
+    hidden = outputs(packed.base_model, **padded)[0][2, :9]
+    equal([hidden], [outputs(packed.base_model, **one)[0][0]])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            equal(outputs(packed.base_model, **padded)[:1], [outputs(packed.base_model, **padded)[0]])
+            equal([outputs(packed.base_model, **padded)[0][2, :9]], [hidden])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_deepcopy_and_training_mode():
+    packed, inputs = pack(binary()), batch()
+    expected = outputs(packed, **inputs)
+    twin = copy.deepcopy(packed)
+    equal(outputs(twin, **inputs), expected)
+    with torch.no_grad():
+        twin.bert.encoder.layer[0].output.dense.bias[::2] += 1
+    equal(outputs(packed, **inputs), expected)
+    assert not torch.equal(outputs(copy.deepcopy(twin), **inputs)[0], expected[0])
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------- the file
+
+
+def test_file_holds_bits(folder):
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["bit_order"], config["format_version"]) == ("bitlab_packed", "little", 1)
+    tensors = load_file(folder / "model.safetensors")
+    latent = binary()
+    signs = {}
+    for name, module in latent.named_modules():
+        if hasattr(module, "weight_bits"):
+            signs[f"{name}.weight"] = module.weight.detach() >= module.weight.detach().mean()
+    assert {name for name, tensor in tensors.items() if tensor.dtype == torch.uint8} == set(signs)
+    for name, expected in signs.items():
+        bits = np.unpackbits(tensors[name].numpy(), axis=1, bitorder="little")
+        assert np.array_equal(bits[:, : expected.shape[1]], expected.numpy()), name
+        assert not bits[:, expected.shape[1] :].any(), name
+    rest = {name: tensor for name, tensor in tensors.items() if name not in signs}
+    assert all(tensor.dtype == torch.float32 for tensor in rest.values())
+    assert not any("initialized" in name for name in rest)
+
+
+def contents(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name).tolist() for name in sorted(file.keys())}
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize(("architecture", "head"), GRID)
+def test_saved_and_loaded(architecture, head, bits, tmp_path):
+    model = binary(architecture, head, bits)
+    path = save_packed(model, tmp_path)
+    assert path.name == "model.safetensors" and path.stat().st_size < 60_000
+    expected = outputs(model, **batch(pad=2))
+    for loaded in (load_packed(tmp_path), HEADS[head].from_pretrained(tmp_path)):
+        assert type(loaded) is type(model) and is_fused(loaded) == (bits == 1)
+        assert loaded.config.quantization_config.precision == f"W1A{bits}"
+        equal(outputs(loaded, **batch(pad=2)), expected)
+    again = tmp_path / "again"
+    save_packed(load_packed(tmp_path), again)
+    assert contents(again / "model.safetensors") == contents(path)
+
+
+def test_other_head_keeps_the_encoder(folder):
+    bare = HEADS["bare"].from_pretrained(folder)
+    equal(outputs(bare, **batch())[:1], outputs(load_packed(folder).bert, **batch())[:1])
+
+
+def test_half_precision_is_refused_on_loading_and_running(folder):
+    assert HEADS["sequence"].from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.float32
+    with pytest.raises(BitlabError, match="computes in float32"):
+        load_packed(folder).bfloat16()(**batch())
+
+
+def test_float_embedding_and_float_parts_stay(tmp_path):
+    config = BitConfig(embedding_bits=32, modules_to_not_convert=["pooler", "layer.1.output"])
+    model = warm_up(binarize(tiny(), config))
+    save_packed(model, tmp_path)
+    loaded = load_packed(tmp_path)
+    equal(outputs(loaded, **batch()), outputs(model, **batch()))
+    kinds = [type(module) for module in loaded.modules()]
+    assert PackedEmbedding not in kinds and kinds.count(PackedLinear) == 11
+    assert sum(isinstance(module, Fused) for module in loaded.modules()) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+
+
+def test_what_cannot_be_packed(tmp_path):
+    for model, message in (
+        (tiny(), "only a binary model"),
+        (binarize(tiny()), "never trained"),
+        (set_precision(binary(), "W32A32"), "W32A32 model has no 1-bit weights"),
+        (pack(binary()), "packed already"),
+        (warm_up(binarize(BertForMaskedLM(BertConfig(**SIZES)))), "its word embedding"),
+    ):
+        with pytest.raises(BitlabError, match=message) as error:
+            pack(model)
+        assert "\n" not in str(error.value)
+
+
+def test_a_packed_model_never_goes_back_into_training():
+    packed = pack(binary())
+    with pytest.raises(BitlabError, match="latent weights are gone"):
+        set_precision(packed, "W1A2")
+    with pytest.raises(BitlabError, match="binary already"):
+        binarize(packed)
+    assert not packed.hf_quantizer.is_trainable
+
+
+def test_latent_and_packed_are_told_apart(tmp_path, folder):
+    model = binary()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(BitlabError, match="latent checkpoint"):
+        load_packed(tmp_path)
+    for name in ("nothing/here", "."):
+        with pytest.raises(BitlabError, match="no packed model"):
+            load_packed(tmp_path / name / "x")
+
+
+def damage(folder, tmp_path, name="model.safetensors"):
+    target = tmp_path / "damaged"
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target, target / name
+
+
+def rewrite(path, change, **notes):
+    """Write the tensors again after `change`, with a checksum that fits."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        old = file.metadata()
+    change(tensors)
+    config = json.loads((path.parent / "config.json").read_text())
+    tiny_config = BertConfig(**{k: v for k, v in config.items() if k != "quantization_config"})
+    tiny_config.quantization_config = config["quantization_config"]
+    fresh = format.metadata(tensors, tiny_config) | {"settings": old["settings"], "format": "pt"}
+    save_file(tensors, path, fresh | notes)
+
+
+def test_rewriting_alone_does_no_damage(folder, tmp_path):
+    target, path = damage(folder, tmp_path)
+    rewrite(path, lambda tensors: None)
+    load_packed(target)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scales_that_are_no_numbers(folder, tmp_path, value):
+    target, path = damage(folder, tmp_path)
+    name = "bert.encoder.layer.0.output.dense.weight_scale"
+    rewrite(path, lambda tensors: tensors[name].fill_(value))
+    for load in (load_packed, HEADS["sequence"].from_pretrained):
+        with pytest.raises(BitlabError, match=f"'{name}'.*not finite"):
+            load(target)
+
+
+def test_wrong_shapes_and_missing_tensors(folder, tmp_path):
+    name = "bert.encoder.layer.0.output.dense.weight"
+    for change, message in (
+        (lambda t: t.update({name: t[name][:, :-1].contiguous()}), "should be"),
+        (lambda t: t.update({name: t[name].float()}), "should be"),
+        (lambda t: t.pop(name), f"has no .*{name.removeprefix('bert.')}"),
+    ):
+        target, path = damage(folder, tmp_path)
+        rewrite(path, change)
+        with pytest.raises(BitlabError, match=message):
+            load_packed(target)
+
+
+def test_newer_version(folder, tmp_path):
+    target, path = damage(folder, tmp_path)
+    rewrite(path, lambda tensors: None, bitlab_format="2")
+    with pytest.raises(BitlabError, match="newer than this bitlab reads"):
+        load_packed(target)
+    target, path = damage(folder, tmp_path, "config.json")
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(BitlabError, match=r"format version 2.*update bitlab"):
+        load_packed(target)
+
+
+def test_config_of_another_model(folder, tmp_path):
+    target, path = damage(folder, tmp_path, "config.json")
+    path.write_text(path.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    for load in (load_packed, HEADS["sequence"].from_pretrained):
+        with pytest.raises(BitlabError, match="does not belong"):
+            load(target)
+
+
+def corrupt(data: bytes, chance: random.Random) -> bytes:
+    """One random fault of a file."""
+    place = chance.randrange(len(data))
+    early = chance.randrange(min(len(data), 4000))
+    return chance.choice(
+        [
+            lambda: data[:place],
+            lambda: data[:early],
+            lambda: data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :],
+            lambda: data[:early] + bytes([data[early] ^ 1 << chance.randrange(8)]) + data[early + 1 :],
+            lambda: data[:place] + chance.randbytes(chance.randint(1, 300)) + data[place:],
+            lambda: data[:place] + bytes(min(64, len(data) - place)) + data[place + 64 :] + b"\1",
+            lambda: chance.randbytes(8) + data[8:],
+            lambda: b"",
+            lambda: data + b"\0" * 8,
+        ]
+    )()
+
+
+def test_200_corruptions_each_one_clear_error(folder, tmp_path):
+    target, path = damage(folder, tmp_path)
+    whole, chance = path.read_bytes(), random.Random(0)
+    for number in range(200):
+        broken = corrupt(whole, chance)
+        assert broken != whole
+        path.write_bytes(broken)
+        with pytest.raises(BitlabError) as error:
+            load_packed(target)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600, number
+
+
+def test_damaged_config_is_an_error_or_changes_nothing(folder, tmp_path):
+    target, path = damage(folder, tmp_path, "config.json")
+    whole, chance = path.read_bytes(), random.Random(1)
+    expected = outputs(load_packed(folder), **batch())
+    errors = 0
+    for _ in range(60):
+        path.write_bytes(corrupt(whole, chance))
+        try:
+            loaded = load_packed(target)
+        except BitlabError:
+            errors += 1
+        else:
+            equal(outputs(loaded, **batch()), expected)
+    assert errors > 30
+
+
+# ------------------------------------------------------------------------------------------- BERT-base, measured
+
+
+def random_bert_base():
+    """A packed BERT-base of random bits, made without its float weights."""
+    from bitlab.packed.model import PackedQuantizer, _replace
+
+    with torch.device("meta"):
+        model = BertForSequenceClassification(BertConfig())
+        binarize(model)
+        _replace(model)
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.dtype == torch.uint8:
+                tensor.random_(0, 256, generator=generator)
+            else:
+                tensor.normal_(0, 0.02, generator=generator)
+                if name.endswith(("alpha", "scale", "LayerNorm.weight")):
+                    tensor.abs_().add_(0.05)
+    model.config.quantization_config = format.PackedConfig()
+    model.hf_quantizer = PackedQuantizer(model.config.quantization_config)
+    return model
+
+
+RUN = """
+import resource, sys, torch
+import transformers.models.bert.modeling_bert
+from bitlab.packed import is_fused, load_packed
+from bitlab.packed.backends import backend
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+torch.set_num_threads(1)
+torch.randn(64, 64) @ torch.randn(64, 64)
+backend()
+before = peak()
+model = load_packed(sys.argv[1])
+with torch.no_grad():
+    logits = model(torch.ones(1, 128, dtype=torch.long)).logits
+assert is_fused(model) and logits.isfinite().all()
+print((peak() - before) / 2**20)
+"""
+
+
+def test_bert_base_on_disk_and_in_memory(tmp_path):
+    model = random_bert_base()
+    path = save_packed(model, tmp_path)
+    del model
+    with open(path, "rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+    mib = (path.stat().st_size - header) / 2**20
+    assert mib == pytest.approx(15.51, rel=0.01)  # 15.40 and the betas of q, k and v
+    assert header < 150_000
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    if sys.platform == "linux" and backends.backend_status()[0] == "c":
+        assert float(done.stdout.split()[-1]) < 250
+
+
+def test_words_and_binarizers_are_those_of_the_helpers():
+    model = pack(binary())
+    assert len(binarizers(model)) == 21 and model.get_input_embeddings().num_embeddings == WORDS
+    assert all(isinstance(module, ElasticBinarizer) and module.initialized for module in binarizers(model).values())

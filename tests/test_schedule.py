@@ -1,0 +1,71 @@
+"""Schedules: what can be written, what is refused, and how many steps a stage gets."""
+
+import pytest
+
+from bitlab.errors import BitlabError
+from bitlab.schedule import FULL, Schedule, StageSettings
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("W32A32 -> W1A4 -> W1A2 -> W1A1", ("W32A32", "W1A4", "W1A2", "W1A1")),
+        ("W1A2->W1A1", ("W32A32", "W1A2", "W1A1")),
+        ("W1A1", ("W32A32", "W1A1")),
+        ("  w32a32 →  w1a8 ", ("W32A32", "W1A8")),
+        ("W32A1 -> W1A1", ("W32A32", "W32A1", "W1A1")),
+        ("W1A32 -> W1A1", ("W32A32", "W1A32", "W1A1")),
+    ],
+)
+def test_parse(text, path):
+    schedule = Schedule.parse(text)
+    assert schedule.precisions == path
+    assert schedule.stages == path[1:] and path[0] == FULL
+    assert str(schedule) == " -> ".join(path)
+    assert Schedule.parse(str(schedule)) == schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "names no stage"),
+        ("   ", "names no stage"),
+        ("W32A32", "names no stage after W32A32"),
+        ("W1A1 -> W1A2", "goes up in precision from W1A1 to W1A2"),
+        ("W1A2 -> W32A1", "goes up in precision from W1A2 to W32A1"),
+        ("W1A2 -> W1A1 -> W32A32", "goes up in precision from W1A1 to W32A32"),
+        ("W1A2 -> W1A2 -> W1A1", "repeats W1A2"),
+        ("W32A32 -> W32A32 -> W1A1", "repeats W32A32"),
+        ("W3A1", "W3A1 does not exist"),
+        ("W1A3 -> W1A1", "W1A3 does not exist"),
+        ("W1A2 -> fast", "'fast' is no precision"),
+        ("W1A2 -> ", "'' is no precision"),
+        ("W1A2, W1A1", "'W1A2, W1A1' is no precision"),
+    ],
+)
+def test_what_is_refused_and_why(text, says):
+    with pytest.raises(BitlabError, match=says) as caught:
+        Schedule.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_history_is_the_path_up_to_a_stage():
+    schedule = Schedule.parse("W1A4 -> W1A2 -> W1A1")
+    assert schedule.history("W32A32") == "W32A32"
+    assert schedule.history("W1A2") == "W32A32 -> W1A4 -> W1A2"
+    assert schedule.history("W1A1") == str(schedule)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "cap", "examples", "steps"),
+    [
+        (3, 16, None, 160, 30),
+        (3, 16, None, 161, 33),  # a short last batch is a step too
+        (0.5, 16, None, 160, 5),
+        (0.001, 16, None, 160, 1),
+        (3, 16, 7, 160, 7),
+        (3, 16, 700, 160, 30),  # the smaller of the two budgets
+    ],
+)
+def test_steps(epochs, batch, cap, examples, steps):
+    assert StageSettings(epochs, batch, 1e-3, cap).steps(examples) == steps
