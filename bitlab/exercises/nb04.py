@@ -5,60 +5,47 @@ import torch
 from bitlab.exercises import exercise
 
 
-def _rows() -> list[tuple[torch.Tensor, float, torch.Tensor, float]]:
-    """(integer scores, scale, which keys are real, alpha); the last key of the first row would take everything."""
+def _looks() -> list[tuple[torch.Tensor, torch.Tensor, float, float]]:
+    """(bits of one query's row, signs of the values, two scales): some keys, one key, no key."""
     generator = torch.Generator().manual_seed(4)
-    scores = 2.0 * torch.randint(-16, 17, (3, 12), generator=generator)
-    real = torch.arange(12) < 8
-    return [
-        (torch.tensor([6.0, 4.0, -2.0, 20.0]), 0.25, torch.tensor([True, True, True, False]), 0.5),
-        (scores[0], 0.1, real, 0.2),
-        (scores[1], 0.1, torch.ones(12, dtype=torch.bool), 0.2),
-        (scores[2], 0.05, real, 0.15),
-    ]
+    values = 2.0 * torch.randint(0, 2, (5, 4), generator=generator) - 1
+    rows = ([1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.0] * 5)
+    return [(torch.tensor(row), values, 0.3, 1.8) for row in rows]
 
 
-def _contexts() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(probabilities in {-1, +1}, values in {-1, +1}, which keys are real): masked keys got a -1."""
-    generator = torch.Generator().manual_seed(5)
-    cases = []
-    for keys, masked in ((5, 2), (9, 4), (6, 0)):
-        signs = 2.0 * torch.randint(0, 2, (keys, 4), generator=generator) - 1
-        row = torch.where(torch.arange(keys) % 3 == 0, 1.0, -1.0)
-        real = torch.arange(keys) < keys - masked
-        cases.append((torch.where(real, row, -1.0), signs, real))
-    return cases
-
-
-@exercise("04.1", "The values of a score", difficulty=1, minutes=4)
-class ScoreValues:
-    cases = [(4,), (1,), (7,), (64,)]
+@exercise("04.1", "How many scores?", difficulty=1, minutes=3)
+class PossibleScores:
+    cases = [(64,), (32,), (1,), (7,)]
 
     def reference(width):
-        return list(range(-width, width + 1, 2))
+        return width + 1
 
-    def wrong(width):  # one disagreement more costs 2, so every other integer is out of reach
-        return list(range(-width, width + 1))
-
-
-@exercise("04.2", "One masked row of bits", difficulty=2, minutes=8)
-class MaskedRow:
-    cases = _rows
-
-    def reference(scores, scale, real, alpha):
-        probabilities = (scores * scale).masked_fill(~real, float("-inf")).softmax(dim=-1)
-        return (probabilities > alpha / 2).float()
-
-    def wrong(scores, scale, real, alpha):  # the mask comes too late: padding has had its share of the softmax
-        return ((scores * scale).softmax(dim=-1) > alpha / 2).float() * real
+    def wrong(width):  # every integer from -width to width: but one disagreement costs 2
+        return 2 * width + 1
 
 
-@exercise("04.3", "Repair the wrong set", difficulty=2, minutes=8)
-class Repair:
-    cases = _contexts
+@exercise("04.2", "A score from two integers", difficulty=2, minutes=6)
+class ScoreOfBits:
+    cases = [
+        (0b1011, 0b1110, 4, 1.0, 1.0),
+        (0b1011, 0b1011, 4, 0.5, 2.0),
+        (0, 0b101, 16, 1.8, 1.9),
+        (2**64 - 1, 0, 64, 1.0, 0.5),
+    ]
 
-    def reference(row, values, real):
-        return row @ values + values[~real].sum(dim=0)
+    def reference(q, k, width, q_scale, k_scale):
+        return (width - 2 * (q ^ k).bit_count()) * q_scale * k_scale / width**0.5
 
-    def wrong(row, values, real):  # they were subtracted once already
-        return row @ values - values[~real].sum(dim=0)
+    def wrong(q, k, width, q_scale, k_scale):  # a disagreement loses a +1 and gains a -1
+        return (width - (q ^ k).bit_count()) * q_scale * k_scale / width**0.5
+
+
+@exercise("04.3", "Look without multiplying", difficulty=2, minutes=8)
+class Look:
+    cases = _looks
+
+    def reference(bits, values, p_scale, v_scale):
+        return values[bits.bool()].sum(0) * (p_scale * v_scale)
+
+    def wrong(bits, values, p_scale, v_scale):  # bits need not sum to one: the rows are added, not averaged
+        return values[bits.bool()].mean(0) * (p_scale * v_scale)
