@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 
 from bitlab.errors import BitlabError
+from bitlab.packed.commands import add_bench_arguments, add_pack_arguments, bench_command, pack_command
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +41,12 @@ def _parser() -> Parser:
     glue.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
     _add_experiment_options(glue)
     glue.set_defaults(command=_glue)
+    pack = commands.add_parser("pack", help="write a trained binary model with one bit a weight")
+    add_pack_arguments(pack)
+    pack.set_defaults(command=pack_command)
+    bench = commands.add_parser("bench", help="time packed inference beside torch's float, bf16 and int8")
+    add_bench_arguments(bench)
+    bench.set_defaults(command=bench_command)
     results = commands.add_parser("results", help="the stored results, or store a finished run")
     results.add_argument("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
     results.set_defaults(command=_results)

@@ -6,6 +6,7 @@ import torch
 
 from bitlab import environment, fused
 from bitlab.models import describe_sources
+from bitlab.packed import backend_status
 
 
 def findings() -> Iterator[str]:
@@ -18,6 +19,10 @@ def findings() -> Iterator[str]:
         "compiler", fused.compiler() is not None, _name(fused.compiler()), "install g++ or clang: training is faster"
     )
     yield _line("fused", *fused.status(), f"unset {fused.VARIABLE}, and see compiler")
+    backend, why = backend_status()
+    yield _line(
+        "packed", backend == "c", f"{backend}: {why}", "install a C compiler (gcc or clang): inference is faster"
+    )
     for source in describe_sources():
         yield _line(source.kind, source.available, f"{source.name}: {source.detail}", source.advice)
 

@@ -152,7 +152,7 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
         to another experiment or is in use.
     """
     source, why = resolve_source(experiment.data)
-    tokenizer = load_tokenizer(experiment.model)
+    tokenizer = load_tokenizer(experiment.teacher or experiment.model)  # the student is made from the teacher
     data = prepare(
         get_task(experiment.task), source, tokenizer, experiment.train_examples, experiment.method == "bit-released"
     )

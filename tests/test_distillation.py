@@ -92,9 +92,7 @@ def test_temperature_keeps_the_gradients_size():
 def test_hidden_states_count_real_tokens_only():
     student, teacher = output(1).hidden_states, output(2).hidden_states
     real = MASK.bool().numpy()
-    expected = sum(
-        ((s.double() - t.double()).numpy()[real] ** 2).mean() for s, t in zip(student, teacher, strict=True)
-    )
+    expected = sum(((s.double() - t.double()).numpy()[real] ** 2).mean() for s, t in zip(student, teacher, strict=True))
     everything = sum(F.mse_loss(s, t).item() for s, t in zip(student, teacher, strict=True))
     assert loss_of(DistillationConfig())["hidden"] == pytest.approx(expected, rel=1e-5)
     assert loss_of(DistillationConfig(count_padding=True))["hidden"] == pytest.approx(everything, rel=1e-5)
@@ -199,7 +197,10 @@ def test_a_token_classifier_decides_for_real_tokens():
         (lambda o: o.__setitem__("logits", torch.randn(3, 2)), "logits"),
         (lambda o: o.__setitem__("hidden_states", o.hidden_states[:2]), "hidden states"),
         (lambda o: o.__setitem__("hidden_states", tuple(torch.randn(3, 4, 16) for _ in range(3))), "hidden states"),
-        (lambda o: o.__setitem__("attention_scores", tuple(torch.randn(3, 4, 4, 4) for _ in range(2))), "attention scores"),
+        (
+            lambda o: o.__setitem__("attention_scores", tuple(torch.randn(3, 4, 4, 4) for _ in range(2))),
+            "attention scores",
+        ),
     ],
 )
 def test_models_of_other_shapes_are_refused(change, says):
@@ -240,7 +241,12 @@ class InOrder(DistillationTrainer):
 
 
 def trainer(folder, model, teacher, data=None, kind=InOrder, collate=None, options=None, **arguments):
-    settings = {"per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    settings = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+    }
     settings |= {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
     settings |= {"dataloader_pin_memory": False} | arguments
     made = kind(

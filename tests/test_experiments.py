@@ -231,7 +231,9 @@ def at(moment, monkeypatch):
 
     if moment == "first step":
         patch = (training.Progress, "on_train_begin")
-        monkeypatch.setattr(*patch, dying(training.Progress.on_train_begin, lambda self, *_, **__: self.title == "W1A1"))
+        monkeypatch.setattr(
+            *patch, dying(training.Progress.on_train_begin, lambda self, *_, **__: self.title == "W1A1")
+        )
     elif moment == "checkpoint half written":
         patch = (training.MarkWhole, "on_save")
         original = training.MarkWhole.on_save
@@ -443,7 +445,11 @@ def test_every_task_has_a_recipe():
     for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"):
         task = get_task(name)
         paper = Experiment(name, model="minilm", preset="full").settings("W1A2")
-        assert (paper.epochs, paper.batch_size, paper.learning_rate) == (task.epochs, task.batch_size, task.learning_rate)
+        assert (paper.epochs, paper.batch_size, paper.learning_rate) == (
+            task.epochs,
+            task.batch_size,
+            task.learning_rate,
+        )
         assert paper.max_steps is None and paper.alpha_learning_rate == 1e-4 and paper.weight_decay == 0.01
         assert Experiment(name).settings("W1A1").steps(10_000) <= 400
 
@@ -486,6 +492,15 @@ def test_a_good_teacher_is_taken_as_it_is(finished, tmp_path, again):
         assert scores(result)[0] == scores(finished[1])[0]
         assert same(weights(teacher.parent, "W32A32"), weights(tmp_path / "run", "W32A32"))
     assert result["config"]["teacher"] == "W32A32" and result["stages"][1]["steps"] == 3
+
+
+def test_a_given_teachers_words_are_its_own(finished, tmp_path, monkeypatch):
+    """Its student is made from it, whatever --model says: so the tokenizer has to be the teacher's."""
+    asked = []
+    monkeypatch.setattr(experiments, "load_tokenizer", lambda name: asked.append(str(name)) or load_tokenizer("sample"))
+    spied(monkeypatch)
+    go(tmp_path / "run", schedule="W1A1", model="sample", teacher=str(finished[0] / "W32A32"))
+    assert asked == [str(finished[0] / "W32A32")]
 
 
 def test_a_weak_teacher_of_our_own_is_said_to_be_weak(tmp_path, monkeypatch):

@@ -150,7 +150,8 @@ def test_without_a_compiler_the_formulas_run(monkeypatch, mode):
 
 
 @pytest.mark.parametrize(
-    ("mode", "size", "compiles"), [("auto", 10, False), ("auto", 300_000, True), ("on", 10, True), ("off", 300_000, False)]
+    ("mode", "size", "compiles"),
+    [("auto", 10, False), ("auto", 300_000, True), ("on", 10, True), ("off", 300_000, False)],
 )
 def test_what_is_compiled(monkeypatch, mode, size, compiles):
     seen = []

@@ -411,16 +411,16 @@ import resource, sys, torch
 import transformers.models.bert.modeling_bert
 from bitlab.packed import is_fused, load_packed
 from bitlab.packed.backends import backend
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 torch.set_num_threads(1)
 torch.randn(64, 64) @ torch.randn(64, 64)
 backend()
-before = peak()
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 model = load_packed(sys.argv[1])
 with torch.no_grad():
     logits = model(torch.ones(1, 128, dtype=torch.long)).logits
 assert is_fused(model) and logits.isfinite().all()
-print((peak() - before) / 2**20)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print((peak - before) / 2**20)
 """
 
 
@@ -433,6 +433,8 @@ def test_bert_base_on_disk_and_in_memory(tmp_path):
     mib = (path.stat().st_size - header) / 2**20
     assert mib == pytest.approx(15.51, rel=0.01)  # 15.40 and the betas of q, k and v
     assert header < 150_000
+    if sys.platform != "linux" or backends.backend_status()[0] != "c":
+        return  # the int8 fallback holds a byte a weight
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, str(tmp_path)],
         capture_output=True,
@@ -441,8 +443,7 @@ def test_bert_base_on_disk_and_in_memory(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    if sys.platform == "linux" and backends.backend_status()[0] == "c":
-        assert float(done.stdout.split()[-1]) < 250
+    assert 15 < float(done.stdout.split()[-1]) < 250
 
 
 def test_words_and_binarizers_are_those_of_the_helpers():

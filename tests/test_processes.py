@@ -60,7 +60,14 @@ def train(output, processes, model, data):
     """One run of the command."""
     command = [sys.executable, "-m"]
     if processes > 1:
-        command += ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port()), "-m"]
+        command += [
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            str(free_port()),
+            "-m",
+        ]
     command += ["bitlab", "glue", "sst2", "--model", str(model), "--data", str(data), "--schedule", "W1A2 -> W1A1"]
     command += ["--max-steps", str(STEPS), "--batch-size", "16", "--output", str(output)]
     command += ["--learning-rate", "5e-4", "--teacher-learning-rate", "5e-4", "--seed", str(SEED)]

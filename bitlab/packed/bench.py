@@ -57,7 +57,8 @@ def bench(layers: int = 12, length: int = 128, batches=(1, 8), rounds: int = 7, 
     Args:
         layers: of the encoder; 0 measures the linear layers alone.
         length: tokens of a sentence. batches: sentences in one call of the encoder.
-        rounds: each contender runs once a round; three times as many for the linear layers. threads: of torch and of the kernel.
+        rounds: each contender runs once a round; there are three times as many for the linear layers.
+        threads: of torch and of the kernel.
     """
     for name, value, least in (("rounds", rounds, 1), ("threads", threads, 1), ("length", length, 1)):
         if value < least:

@@ -1,0 +1,253 @@
+"""The command line: what it prints where, exit codes, and one clear line for every kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import bitlab
+from bitlab import cli, experiments
+from bitlab.data.sample import sample_tokenizer
+from bitlab.models import load_model, load_tokenizer
+
+HEADER = "index\tsentence1\tsentence2\tlabel\n"
+ROW = "0\ta red cup .\tthe cup is red .\tentailment\n1\ta red cup .\tthe cup is blue .\tnot_entailment\n"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty current folder, one thread, no compiler, and no data that the environment names."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("BITLAB_FUSED", "off")
+    monkeypatch.delenv("BITLAB_DATA", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line on standard error of a command that leaves with 2 and writes nothing."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert cli.main([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("bitlab: ") and err.endswith("\n") and err.count("\n") == 1, err
+    assert "Traceback" not in out and sorted(Path.cwd().rglob("*")) == before
+    return err
+
+
+def data(folder, train=HEADER + ROW * 8, dev=HEADER + ROW * 4):
+    (folder / "RTE").mkdir(parents=True)
+    for name, text in (("train.tsv", train), ("dev.tsv", dev)):
+        if text is not None:
+            (folder / "RTE" / name).write_text(text)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------- good input
+
+
+def test_a_run_and_its_table(capsys, here):
+    command = ["glue", "rte", "--data", "sample", "--train-examples", "64", "--max-steps", "2", "--schedule", "W1A1"]
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "data: sample, as asked"
+    assert "stage 1 of 1: W1A1" in lines and any("W1A1: step 1 of 2, loss " in line for line in lines)
+    assert lines[-3] == "rte · sample · data: sample · seed 0"
+    assert lines[-1].split()[0] == "W1A1" and lines[-1].endswith("(2 steps)")
+    assert "Error" not in err and "Warning" not in err
+    (folder,) = (here / "runs").iterdir()
+    assert folder.name == "rte-bit-sample-W1A1-quick-seed0"
+    result = json.loads((folder / "result.json").read_text())
+
+    assert cli.main([*command, "--json"]) == 0  # finished: printed, not run
+    assert json.loads(capsys.readouterr().out) == result
+    assert sorted(p.name for p in here.iterdir()) == ["runs"]
+
+
+def test_json_is_all_that_goes_to_standard_output(here):
+    command = [sys.executable, "-m", "bitlab", "glue", "sst2", "--data", "sample", "--train-examples", "32", "--json"]
+    command += ["--max-steps", "1", "--schedule", "W1A1", "--output", "run"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bitlab.__file__).parent.parent)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(Path("run/result.json").read_text())
+
+
+def test_options_reach_the_experiment(monkeypatch, capsys):
+    seen = {}
+
+    def run(experiment, output, again, report):
+        seen.update(vars(experiment), output=output, again=again)
+        return {"task": "rte", "model": "m", "data": "d", "seed": 3, "stages": []}
+
+    monkeypatch.setattr(experiments, "run", run)
+    text = "glue RTE --model minilm --data hub --schedule W1A4->W1A1 --method bit-released --preset full --seed 3"
+    text += " --max-steps 7 --teacher here --train-examples 9 --epochs 1.5 --batch-size 4 --learning-rate 1e-3"
+    text += " --teacher-epochs 2 --teacher-learning-rate 1e-4 --alpha carry --stage-teacher both --selection best"
+    assert cli.main([*text.split(), "--output", "there", "--again"]) == 0
+    expected = {"task": "rte", "model": "minilm", "data": "hub", "schedule": "W32A32 -> W1A4 -> W1A1", "seed": 3}
+    expected |= {"method": "bit-released", "preset": "full", "max_steps": 7, "teacher": "here", "train_examples": 9}
+    expected |= {"epochs": 1.5, "batch_size": 4, "learning_rate": 1e-3, "teacher_epochs": 2.0, "alpha": "carry"}
+    expected |= {"teacher_learning_rate": 1e-4, "stage_teacher": "both", "selection": "best"}
+    assert expected | {"output": "there", "again": True} == {k: seen[k] for k in [*expected, "output", "again"]}
+
+
+def test_the_defaults_are_the_experiments_own():
+    options = vars(cli._parser().parse_args(["glue", "rte"]))
+    experiment = vars(experiments.Experiment("rte"))
+    for name in options.keys() & experiment.keys() - {"schedule"}:
+        assert options[name] == experiment[name], name
+    assert experiments.Experiment("rte", schedule=options["schedule"]).schedule == experiment["schedule"]
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    kinds = [line.split()[0] for line in out.splitlines()]
+    assert kinds[:5] == ["versions", "machine", "gpu", "compiler", "fused"]
+    assert kinds.count("model") == 3 and kinds.count("data") == 3
+    assert f"torch {torch.__version__}" in out
+    for line in out.splitlines()[2:]:
+        if line.split()[1] == "--":
+            assert " -> " in line  # whatever is absent comes with advice
+
+
+def test_doctor_without_anything(capsys, monkeypatch):
+    from bitlab import fused
+
+    monkeypatch.setenv("BITLAB_DATA", "/nowhere")
+    monkeypatch.setenv("BITLAB_FUSED", "auto")
+    monkeypatch.setattr(fused, "compiler", lambda: None)
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("compiler  --") and "install g++" in line for line in lines)
+    assert any("/nowhere does not exist" in line and " -> " in line for line in lines)
+
+
+def test_doctor_with_a_word_that_is_no_mode(capsys, monkeypatch):
+    monkeypatch.setenv("BITLAB_FUSED", "nonsense")
+    assert "BITLAB_FUSED is 'nonsense'" in refused(capsys, "doctor")
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["glue", "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    for option in "model data schedule method preset seed max-steps output json".split():
+        assert f"--{option}" in out
+
+
+def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
+    def run(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "run", run)
+    assert cli.main(["glue", "rte"]) == 130
+    assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "required: COMMAND"),
+        (("sing",), "invalid choice: 'sing'"),
+        (("glue",), "required: TASK"),
+        (("glue", "imdb"), "unknown task 'imdb'"),
+        (("glue", "rt"), "Did you mean 'rte'?"),
+        (("glue", "squad"), "no GLUE task"),
+        (("glue", "rte", "--fast"), "unrecognized arguments: --fast"),
+        (("glue", "rte", "--seed", "x"), "--seed: invalid int value: 'x'"),
+        (("glue", "rte", "--seed", "-1"), "seed is -1"),
+        (("glue", "rte", "--max-steps", "0"), "max_steps is 0"),
+        (("glue", "rte", "--epochs", "nan"), "epochs is nan"),
+        (("glue", "rte", "--batch-size", "-8"), "batch_size is -8"),
+        (("glue", "rte", "--schedule", ""), "names no stage"),
+        (("glue", "rte", "--schedule", "W32A32"), "names no stage after W32A32"),
+        (("glue", "rte", "--schedule", "W1A1 -> W1A2"), "goes up in precision from W1A1 to W1A2"),
+        (("glue", "rte", "--schedule", "W1A2 -> W1A2"), "repeats W1A2"),
+        (("glue", "rte", "--schedule", "W3A1"), "W3A1 does not exist"),
+        (("glue", "rte", "--schedule", "tiny"), "'tiny' is no precision"),
+        (("glue", "rte", "--method", "magic"), "method 'magic' does not exist"),
+        (("glue", "rte", "--preset", "huge"), "preset 'huge' does not exist"),
+        (("glue", "rte", "--alpha", "x"), "alpha 'x' does not exist"),
+        (("glue", "rte", "--stage-teacher", "x"), "stage_teacher 'x' does not exist"),
+        (("glue", "rte", "--selection", "x"), "selection 'x' does not exist"),
+        (("glue", "rte", "--data", "nowhere"), "'nowhere' does not exist"),
+        (("glue", "rte", "--model", "./nowhere"), "no model folder './nowhere'"),
+        (("glue", "rte", "--model", "me/mine"), "the hub can't be reached"),
+        (("glue", "rte", "--data", "sample", "--teacher", "./nowhere"), "no model folder './nowhere'"),
+        (("glue", "rte", "--data", "sample", "--teacher", "sample"), "teacher 'sample' scores"),
+    ],
+)
+def test_bad_arguments(capsys, monkeypatch, arguments, says):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if arguments[-2:] == ("--teacher", "sample"):
+        monkeypatch.setattr("bitlab.training.Prepared.trivial_score", lambda self: 1.0)  # by luck it could be above
+    assert says in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"train": None, "dev": None}, "no RTE files in"),
+        ({"train": None}, "RTE has no train split"),
+        ({"dev": None}, "RTE has no validation split"),
+        ({"train": ""}, "train.tsv"),
+        ({"train": HEADER}, "train.tsv"),
+        ({"train": HEADER + ROW + "2\tonly one\tentailment\n"}, "line 4: expected 4 tab-separated columns"),
+        ({"train": HEADER + ROW + "2\ta\tb\tmaybe\n"}, "line 4: label 'maybe', expected"),
+        ({"dev": HEADER + "0\ta\tb\t\n"}, "line 2: label ''"),
+        ({"train": "a\tb\n1\t2\n"}, "train.tsv"),
+    ],
+)
+def test_bad_data(capsys, tmp_path, files, says):
+    folder = data(tmp_path / "glue", **files)
+    assert says in refused(capsys, "glue", "rte", "--data", folder)
+
+
+def test_bad_models(capsys, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert "has no config.json" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForSequenceClassification(BertConfig(vocab_size=200, num_labels=3, **sizes)).save_pretrained(folder)
+    sample_tokenizer().save_pretrained(folder)
+    capsys.readouterr()
+    line = refused(capsys, "glue", "rte", "--data", "sample", "--teacher", folder)
+    assert "has 3 labels, rte has 2" in line
+    (folder / "config.json").write_text("{")
+    assert "can't be loaded" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
+
+
+def test_a_weak_teacher(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitlab.training.Prepared.trivial_score", lambda self: 1.0)
+    load_model("sample", "rte").save_pretrained(tmp_path / "weak")
+    load_tokenizer("sample").save_pretrained(tmp_path / "weak")
+    capsys.readouterr()
+    line = refused(capsys, "glue", "rte", "--data", "sample", "--teacher", tmp_path / "weak", "--output", "run")
+    assert "teacher 'weak' scores" in line and "expected above 1.000" in line
+
+
+def test_the_folder_of_another_experiment(capsys, here):
+    command = ["glue", "rte", "--data", "sample", "--train-examples", "32", "--max-steps", "1", "--schedule", "W1A1"]
+    assert cli.main([*command, "--output", "run", "--json"]) == 0
+    capsys.readouterr()
+    assert "its seed is 0, this one's 1" in refused(capsys, *command, "--output", "run", "--seed", "1")
+    assert "its max_steps is 1, this one's 2" in refused(capsys, *command[:-3], "2", *command[-2:], "--output", "run")
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    assert "holds other files (thesis.tex)" in refused(capsys, *command, "--output", "mine", "--again")
+    assert "can't be made" in refused(capsys, *command, "--output", "mine/thesis.tex")
