@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 
+from bitlab import packed  # so that from_pretrained knows packed checkpoints
 from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
 from bitlab.errors import BitlabError
@@ -24,6 +25,7 @@ __all__ = [
     "BitlabError",
     "ElasticBinarizer",
     "binarize",
+    "packed",
     "set_precision",
     *_LAZY,
 ]

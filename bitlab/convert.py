@@ -115,7 +115,8 @@ def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
         _add_attention_binarizers(module, config)
     for module, attribute, setting in feed_forwards:
         setattr(module, attribute, nn.ReLU())
-        setattr(model.config, setting, "relu")
+        if not config.modules_to_not_convert:  # a layer left out keeps its own, and config has one for all
+            setattr(model.config, setting, "relu")
     for name, module in modules.items():
         if type(module) is nn.Linear:
             signed = not name.endswith(AFTER_RELU) or name.endswith(NOT_AFTER_RELU)

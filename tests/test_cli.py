@@ -143,7 +143,7 @@ def test_help_names_every_option(capsys):
         cli.main(["glue", "--help"])
     out = capsys.readouterr().out
     assert caught.value.code == 0
-    for option in "model data schedule method preset seed max-steps output json".split():
+    for option in ["model", "data", "schedule", "method", "preset", "seed", "max-steps", "output", "json"]:
         assert f"--{option}" in out
 
 

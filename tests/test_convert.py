@@ -334,3 +334,15 @@ def test_training_steps_lower_the_loss(architecture):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_a_layer_left_out_keeps_its_activation_through_a_reload(tmp_path):
+    model = binarize(tiny(), BitConfig(modules_to_not_convert=["layer.1"]))
+    model.train()(torch.randint(5, 60, (2, 8)))
+    model.eval().save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    ids = torch.randint(5, 60, (2, 8))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+    assert isinstance(again.base_model.encoder.layer[0].intermediate.intermediate_act_fn, torch.nn.ReLU)
+    assert not isinstance(again.base_model.encoder.layer[1].intermediate.intermediate_act_fn, torch.nn.ReLU)

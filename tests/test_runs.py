@@ -158,13 +158,13 @@ def full_disk_errors():
 
 @pytest.mark.parametrize("error", full_disk_errors(), ids=lambda e: type(e).__name__)
 def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path, error):
-    with pytest.raises(BitlabError, match="the disk is full at .*run the same command again"):
-        with runs.claim(tmp_path / "run", CONFIG) as folder:
-            with runs.whole_folder(folder / "W1A2") as partial:
-                (partial / "weights").write_text("done")
-            with runs.whole_folder(folder / "W1A1") as partial:
-                (partial / "weights").write_text("half")
-                raise error
+    full = pytest.raises(BitlabError, match=r"the disk is full at .*run the same command again")
+    with full, runs.claim(tmp_path / "run", CONFIG) as folder:
+        with runs.whole_folder(folder / "W1A2") as partial:
+            (partial / "weights").write_text("done")
+        with runs.whole_folder(folder / "W1A1") as partial:
+            (partial / "weights").write_text("half")
+            raise error
     assert (folder / "W1A2" / "weights").read_text() == "done"
     assert not list(folder.glob("W1A1*"))
     with runs.claim(folder, CONFIG):

@@ -80,26 +80,32 @@ def _fact(rng: random.Random, thing: str, kind: str, value: str, true: bool, neg
     return _words("the", thing, "is", "not" if negated else "", "in the" if kind == "place" else "", shown)
 
 
-def rte(rng: random.Random) -> tuple[Texts, int]:
-    """A scene tells a thing's colour and place; does it follow that ...? "not" flips the answer."""
-    label, thing, kind = rng.randrange(2), rng.choice(THINGS), rng.choice(("colour", "place"))
+def _scene(rng: random.Random, thing: str, untold: set[str]) -> tuple[dict[str, str], str]:
+    """A thing's colour and place, and a sentence that tells them, except for what stays `untold`."""
     scene = {"colour": rng.choice(COLOURS), "place": rng.choice(PLACES)}
-    action = rng.choice([*ACTIONS.values()])
-    premise = f"the {rng.choice(PEOPLE)} {action} the {scene['colour']} {thing} in the {scene['place']}"
-    return (premise, _fact(rng, thing, kind, scene[kind], label == 0, 0.2)), label
+    look = rng.choice(LOOKS) if "colour" in untold else scene["colour"]
+    where = rng.choice(WEATHERS) if "place" in untold else scene["place"]
+    return scene, f"the {rng.choice(PEOPLE)} {rng.choice([*ACTIONS.values()])} the {look} {thing} in the {where}"
+
+
+def _entails(rng: random.Random, label: int) -> tuple[Texts, int]:
+    thing, kind = rng.choice(THINGS), rng.choice(("colour", "place"))
+    neutral = label == 1
+    untold = {kind} if neutral else {"colour", "place"} - {kind} if rng.random() < 0.3 else set()
+    scene, premise = _scene(rng, thing, untold)
+    true = label == 0 or (neutral and rng.random() < 0.5)
+    return (premise, _fact(rng, thing, kind, scene[kind], true, 0.15)), label
 
 
 def mnli(rng: random.Random) -> tuple[Texts, int]:
-    """As rte, but the scene may leave out colour or place; what it does not tell is neutral."""
-    label, thing, kind = rng.randrange(3), rng.choice(THINGS), rng.choice(("colour", "place"))
-    scene = {"colour": rng.choice(COLOURS), "place": rng.choice(PLACES)}
-    untold = {kind} if label == 1 else {"colour", "place"} - {kind} if rng.random() < 0.3 else set()
-    look = rng.choice(LOOKS) if "colour" in untold else scene["colour"]
-    where = rng.choice(WEATHERS) if "place" in untold else scene["place"]
-    action = rng.choice([*ACTIONS.values()])
-    premise = f"the {rng.choice(PEOPLE)} {action} the {look} {thing} in the {where}"
-    true = label == 0 or (label == 1 and rng.random() < 0.5)
-    return (premise, _fact(rng, thing, kind, scene[kind], true, 0.15)), label
+    """A scene tells a thing's colour, its place or both; what it does not tell is neutral, "not" flips the rest."""
+    return _entails(rng, rng.randrange(3))
+
+
+def rte(rng: random.Random) -> tuple[Texts, int]:
+    """As mnli, of scenes that tell what the second sentence claims: does it follow, or is it false?"""
+    texts, label = _entails(rng, rng.choice((0, 2)))
+    return texts, label // 2
 
 
 def qnli(rng: random.Random) -> tuple[Texts, int]:
