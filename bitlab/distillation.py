@@ -20,6 +20,9 @@ from bitlab.layers import ElasticBinarizer
 from bitlab.optim import AdamWithoutCorrection, parameter_groups
 
 
+LONG_STRETCH = 50  # batches; see BucketSampler
+
+
 @dataclass(frozen=True)
 class DistillationConfig:
     """What the student learns from, and how each term is averaged.
@@ -242,9 +245,10 @@ class DistillationTrainer(Trainer):
         return output
 
     def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy == "group_by_length":
+        stretch = {"random": 1, "group_by_length": LONG_STRETCH}.get(self.args.train_sampling_strategy)
+        if stretch is not None and "input_ids" in self.train_dataset.column_names:
             lengths = [len(row) for row in self.train_dataset["input_ids"]]
-            return BucketSampler(lengths, self._train_batch_size * self.args.world_size, self.args.seed)
+            return BucketSampler(lengths, self._train_batch_size * self.args.world_size, self.args.seed, stretch)
         return super()._get_train_sampler(train_dataset)
 
     def create_optimizer(self, model=None):
@@ -267,18 +271,20 @@ class DistillationTrainer(Trainer):
 
 
 class BucketSampler(Sampler[int]):
-    """Random batches of similar length: little padding, and the same order for the same seed and epoch.
+    """Random batches, the same for the same seed and epoch, optionally of similar length.
 
-    Examples are shuffled, cut into stretches of 50 batches, sorted by length within a stretch and shuffled again as
-    whole batches. The last batch is completed with examples that come a second time, so that every step has as many
-    and several processes can share it evenly. (transformers' own sampler draws from the global random state, so that
-    a resumed epoch would be another one.)
+    Examples are shuffled, cut into stretches of so many batches, sorted by length within a stretch, and shuffled again
+    as whole batches. A stretch of one batch is plain random order. Longer ones waste little on padding, at a price:
+    where length goes with content, batches of one length each teach a binary student far less (sample
+    SST-2, W1A2, 200 steps, two seeds: dev accuracy .93 and .98 in random order, .55 and .56 in stretches of 50).
+    The last batch is completed with examples that come a second time, so that every step has as many and several
+    processes can share it evenly. (transformers' own samplers draw from the global random state, so that a resumed
+    epoch would be another one.)
     """
 
-    STRETCH = 50
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int = 0):
-        self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
+    def __init__(self, lengths: list[int], batch_size: int, seed: int = 0, stretch: int = LONG_STRETCH):
+        self.lengths, self.batch_size, self.stretch = torch.tensor(lengths), batch_size, stretch
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -291,7 +297,7 @@ class BucketSampler(Sampler[int]):
         order = torch.randperm(len(self.lengths), generator=generator)
         order = order.repeat(-(-len(self) // len(order)))[: len(self)]
         batches = []
-        for stretch in order.split(self.STRETCH * self.batch_size):
+        for stretch in order.split(self.stretch * self.batch_size):
             batches += stretch[self.lengths[stretch].argsort(descending=True, stable=True)].split(self.batch_size)
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
         yield from torch.cat(shuffled).tolist()
