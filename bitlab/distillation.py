@@ -19,7 +19,6 @@ from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
 from bitlab.optim import AdamWithoutCorrection, parameter_groups
 
-
 LONG_STRETCH = 50  # batches; see BucketSampler
 
 
