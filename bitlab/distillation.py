@@ -297,6 +297,8 @@ class BucketSampler(Sampler[int]):
         order = order.repeat(-(-len(self) // len(order)))[: len(self)]
         batches = []
         for stretch in order.split(self.stretch * self.batch_size):
-            batches += stretch[self.lengths[stretch].argsort(descending=True, stable=True)].split(self.batch_size)
+            if self.stretch > 1:
+                stretch = stretch[self.lengths[stretch].argsort(descending=True, stable=True)]
+            batches += stretch.split(self.batch_size)
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
         yield from torch.cat(shuffled).tolist()
