@@ -5,6 +5,7 @@ Exit code 0, or 2 with one line on standard error for bad input.
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields
 
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bitlab: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush does not complain
+        return 0
 
 
 def _parser() -> Parser:
