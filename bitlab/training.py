@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from bitlab.errors import BitlabError
 from bitlab.metrics import glue_metrics
 from bitlab.schedule import StageSettings
 from bitlab.tasks import Task
+from bitlab.timing import matmul_precision
 
 EVALUATION_BATCH = 64
 DEV_EVALUATIONS = 10  # with selection="best"
@@ -153,23 +153,9 @@ def train_stage(
         **trainer_options,
     )
     trainer.remove_callback(PrinterCallback)
-    with _fast_products():
+    with matmul_precision("medium"):
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state.log_history, trainer.state.global_step, started
-
-
-@contextmanager
-def _fast_products():
-    """Let float32 products run in the fastest way the processor has (bf16 or TF32 factors, float32 sums).
-
-    Binary products stay exact: -1, 0, 1 and other small integers are exact in every one of these formats.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, steps: int, best: bool):
