@@ -126,8 +126,8 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--teacher-learning-rate", type=float, help="of the teacher's fine-tuning")
     add(
         "--alpha",
-        default="reinit",
-        help="scales at a stage change: reinit, carry or rescale (default: reinit)",
+        default="rescale",
+        help="scales at a stage change: rescale, carry or reinit (default: rescale)",
     )
     add("--stage-teacher", default="previous", help="previous, full or both (default: previous)")
     add("--selection", default="last", help="last: dev is used once; best: best of ten dev evaluations")

@@ -72,7 +72,7 @@ class Experiment:
     alpha_learning_rate: float = 1e-4
     teacher_epochs: float | None = None
     teacher_learning_rate: float | None = None
-    alpha: str = "reinit"
+    alpha: str = "rescale"
     stage_teacher: str = "previous"
     selection: str = "last"
     logit_weight: float = 1.0
