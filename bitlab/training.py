@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from bitlab.data.augment import load_augmented
 from bitlab.data.glue import encode, load_glue
 from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
@@ -55,10 +56,18 @@ class Prepared:
     train: Dataset
     evaluations: dict[str, Dataset]
     fixed_length: bool = False
+    augmented: Dataset | None = None
+    augmentation: dict | None = None  # what is known of `augmented`, for the result file
+
+    def augment(self, path: str) -> None:
+        """Let distillation train on a table of `bitlab augment` (see `load_augmented`) in place of `train`."""
+        rows, self.augmentation = load_augmented(self.task, path)
+        self.augmented = encode(rows, self.task, self.tokenizer)
 
     def sizes(self) -> dict[str, int]:
         """Number of examples in each split."""
-        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.evaluations.items()}
+        augmented = {} if self.augmented is None else {"augmented": len(self.augmented)}
+        return {"train": len(self.train)} | augmented | {name: len(rows) for name, rows in self.evaluations.items()}
 
     def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Pad a batch to its longest example, or all to the task's length if `fixed_length`."""
@@ -138,13 +147,14 @@ def train_stage(
     Returns: (log, steps, moment of the start on the monotonic clock, earlier sessions counted in).
     """
     steps = settings.steps(len(data.train))
+    rows = data.augmented if teachers and data.augmented is not None else data.train
     checkpoint, spent = _last_whole_checkpoint(folder, steps)
     started = (time.monotonic() if started is None else started) - spent
     trainer = DistillationTrainer(
         model,
         teachers,
         arguments(data, settings, folder, seed, steps, best),
-        train_dataset=data.train,
+        train_dataset=rows,
         eval_dataset=next(iter(data.evaluations.values())),
         data_collator=data.collate,
         compute_metrics=lambda p: {"score": data.score(glue_metrics(data.task, p.predictions, p.label_ids))},
