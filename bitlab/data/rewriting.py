@@ -149,8 +149,11 @@ def _part(folder: Path, start: int) -> Path:
 
 
 def _in_processes(count: int, initial: tuple, tasks: dict[Path, list[Row]]) -> Iterator[int]:
-    # a fresh interpreter each: forked ones hang where torch has threads, and can't use a GPU that is in use
-    context = multiprocessing.get_context("spawn")
+    # forks of this process could hang in torch's threads and not use its GPU; a server of forks imports torch once
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(count, context, _start_worker, initial)
     try:
         for done in as_completed([pool.submit(_work, *task) for task in tasks.items()]):
