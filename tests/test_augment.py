@@ -87,10 +87,12 @@ def table(folder):
     return (folder / "RTE" / "train.tsv").read_bytes()
 
 
-def tiny_lm(folder, seed=0, positions=32):
+ENGLISH = "[PAD] [UNK] [CLS] [SEP] [MASK] the a and it is my cat dog lion car truck bus saw like ##s . , ' s small"
+
+
+def tiny_lm(folder, seed=0, positions=32, words=ENGLISH):
     """A random masked language model whose vocabulary has most words of PAIRS in one piece, "cats" in two."""
     torch.manual_seed(seed)
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the a and it is my cat dog lion car truck bus saw like ##s . , ' s small"
     vocab = {word: place for place, word in enumerate(words.split())}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
@@ -446,7 +448,7 @@ def refused(capsys, *arguments) -> str:
         ("cat 1 2\ndog 1 nan\n", "line 2: 'nan' is no number"),
         ("cat 1 2\n\ndog 1 2\n", "line 2: 0 numbers"),
         (b"cat 1 2\nd\xffg 1 2\n", "line 2: not UTF-8 text"),
-        ("chien 1 2\nchat 2 1\n", "none of the 9 words of RTE has a word vector"),
+        ("chien 1 2\nchat 2 1\n", "none of the 11 words of RTE has a word vector"),
         (None, "no word vectors at"),
     ],
 )
@@ -509,6 +511,8 @@ def test_bad_masked_language_models(capsys, inputs, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "has no config.json" in says(empty)
+    tiny_lm(other, words="[PAD] [UNK] [CLS] [SEP] [MASK] le la chat chien")
+    assert "none of the 11 words of RTE is one piece" in says(other)
     bare = tmp_path / "bare"
     BertForMaskedLM(BertConfig(vocab_size=25, **sizes)).save_pretrained(bare)
     assert "bare" in says(bare)  # no tokenizer

@@ -126,15 +126,18 @@ def _training_set(task: Task, source: str | PathLike) -> tuple[list[tuple[str, .
 def _job(task: Task, rows, vectors, settings: Settings, model: MaskedLM | None, report) -> Job:
     words = {word[0] for texts in rows for sentence in texts for word in replaceable(sentence)}
     single = {word for word in words if model and model.is_single_piece(word)}
-    neighbours = vectors.neighbours(words - single, settings.candidates)
-    lower = {word.lower() for word in words - single}
-    if not single and not neighbours:
-        raise BitlabError(f"none of the {len(lower):,} words of {task.title} has a word vector: give vectors that fit")
+    others = {word.lower() for word in words - single}
+    neighbours = vectors.neighbours(others, settings.candidates)
+    none = f"none of the {len(words):,} words of {task.title}"
+    if model is None and not neighbours:
+        raise BitlabError(f"{none} has a word vector: give vectors of the data's language")
+    if model is not None and not single:
+        raise BitlabError(f"{none} is one piece of the masked language model's vocabulary: it has another tokenizer")
     if model is None:
         report("no masked language model: the candidates of every word come from the word vectors alone")
     else:
         report(f"{len(single):,} words are one piece of the masked language model, the others go by word vectors")
-    report(f"{len(neighbours):,} of {len(lower):,} words have a word vector")
+    report(f"{len(neighbours):,} of {len(others):,} words have a word vector")
     return Job(settings, neighbours, model)
 
 

@@ -22,7 +22,7 @@ from bitlab import runs
 from bitlab.data.candidates import MaskedLM, in_case_of, replaceable
 from bitlab.errors import BitlabError
 
-CHUNK = 64  # rows in a part: what is lost by a kill, for each process
+CHUNK = 16  # rows in a part: what is lost by a kill, for each process
 
 Row = tuple[int, tuple[str, ...]]  # number in the original training set, texts
 Slot = tuple[re.Match, list[str]]  # a word in its sentence, what may replace it
