@@ -73,13 +73,13 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "reinit")
     weight_bits, activation_bits = parse_precision(precision, config.method)
     if not config.latent:
         raise BitlabError("this model is packed, its latent weights are gone: load the checkpoint it was packed from")
-    if get_method(config.method).relu(activation_bits):
-        _use_relu(model, config)
     for module in list(model.modules()):  # a list: a ternary layer that becomes binary gets a twin
         if isinstance(module, BinaryLinear):
             module.set_weight_bits(weight_bits)
         elif isinstance(module, BinaryEmbedding):
             module.set_weight_bits(config.embedding_bits or weight_bits)
+    if get_method(config.method).relu(activation_bits):
+        _use_relu(model, config)
     for module in model.modules():
         if isinstance(module, ElasticBinarizer) and module.bits != activation_bits:
             _change_bits(module, activation_bits, alpha)

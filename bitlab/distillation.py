@@ -16,6 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from bitlab import attention
 from bitlab.baselines.bibert import direction_losses
+from bitlab.convert import projections
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
 from bitlab.optim import AdamWithoutCorrection, parameter_groups
@@ -178,6 +179,14 @@ def _logit_loss(student, teacher, mask, config) -> Tensor:
     return sum(losses) / len(losses)
 
 
+def _of_kept_heads(student: nn.Module, scores: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A teacher's scores of the heads that are left in a student of half the width (BinaryBERT)."""
+    kept = [getattr(module, "kept_heads", None) for module in student.modules() if projections(module)]
+    if len(kept) != len(scores):
+        return scores  # of another depth, which the loss will refuse
+    return tuple(s if k is None or len(k) == s.shape[1] else s[:, k] for s, k in zip(scores, kept))
+
+
 def _check_same(what: str, student, teacher) -> None:
     shapes = [[tuple(x.shape) for x in side] for side in (student, teacher)]
     if shapes[0] != shapes[1]:
@@ -237,6 +246,8 @@ class DistillationTrainer(Trainer):
         for teacher in self.teachers:
             with torch.no_grad(), self.accelerator.autocast():
                 target = self._outputs(teacher, inputs)
+            if "attention_scores" in target:
+                target["attention_scores"] = _of_kept_heads(model, target["attention_scores"])
             found = distillation_loss(student, target, inputs["attention_mask"], self.distillation, labels)
             for name, term in found.items():
                 terms[name] = terms.get(name, 0) + term / len(self.teachers)

@@ -5,10 +5,10 @@
     set_precision(model, "W1A4")                                      # split: the same outputs from binary weights
     ...distil on...
 
-Width is DynaBERT's, as in the paper: heads of attention and neurons of the feed-forward. The hidden states keep theirs, so
-a full-width teacher teaches them layer by layer. The half that stays is chosen without data: the heads and neurons whose
-weights, in and out, have the largest norms (the paper starts from a DynaBERT that was trained to be halved). Splitting
-doubles the bits of every layer, embedding and pooler included: an encoder of a full-width binary model's size.
+Width is DynaBERT's, as in the paper: heads of attention and neurons of the feed-forward. The hidden states keep
+theirs, so a full-width teacher teaches them layer by layer, and its scores of those heads that are left. The half that
+stays is chosen without data: the heads and neurons whose weights, in and out, have the largest norms (the paper starts
+from a DynaBERT that was trained to be halved). Splitting doubles every weight, those of embedding and pooler included.
 
 Source: BinaryBERT (Bai et al., 2021, arXiv 2012.15701); PACT (Choi et al., 2018, arXiv 1805.06085) for activations of 8
 bits, LSQ (Esser et al., 2020, arXiv 1902.08153) for fewer.
@@ -82,11 +82,11 @@ def _quantized(weight: Tensor, bits: int, per_row: bool = False) -> Tensor:
 
 
 def pact(x: Tensor, clip: Tensor, signed: bool = True) -> Tensor:
-    """8-bit min-max quantization between learnable clips: 255 steps from the least to the largest of each token's values.
+    """8-bit min-max quantization between learnable clips, in 255 steps from the least to the largest value of a token.
 
-    `y = clamp(x, clip[0], clip[1])`, `q = low + step round((y - low) / step)` with `step = (max y - low) / 255` and `low`
-    the least y, or 0 for a set that is not signed. The range is each token's own (the last axis), so that no example's
-    result depends on padding or neighbours. Backward: that of the clamp, which is where the clips learn.
+    `y = clamp(x, clip[0], clip[1])`, `q = low + step round((y - low) / step)` with `step = (max y - low) / 255` and
+    `low` the least y, or 0 for a set that is not signed. The range is each token's own (the last axis), so that no
+    example's result depends on padding or neighbours. Backward: that of the clamp, which is where the clips learn.
 
     Args: x: (..., channels). clip: (2,). Returns: a tensor of x's shape.
     """
