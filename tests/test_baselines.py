@@ -1,6 +1,7 @@
 """What the rivals share with BiT: padding, saving, costs, precisions, experiments from the command line, refusals."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -229,15 +230,23 @@ def test_phases_share_a_stages_steps():
 # ------------------------------------------------------------------------------------------------- experiments
 
 
+@contextmanager
+def quick():
+    """One thread, no compiler, and any teacher will do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITLAB_FUSED", "off")
+        patch.setattr(training.Prepared, "trivial_score", lambda self: 0.0)
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def cheap(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BITLAB_FUSED", "off")
-    monkeypatch.setattr(training.Prepared, "trivial_score", lambda self: 0.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+    with quick():
+        yield tmp_path
 
 
 @pytest.mark.parametrize(
@@ -291,12 +300,21 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """(settings, folder, result) of a run in two phases of 30 steps each."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    with quick():
+        run(Experiment("sst2", method="bibert", max_steps=2, **TINY), folder / "first", report=lambda line: None)
+        given = {"method": "binarybert", "schedule": "W1A4", "max_steps": 60, **TINY}
+        given["teacher"] = str(folder / "first" / "W32A32")
+        return given, folder / "run", run(Experiment("sst2", **given), folder / "run", report=lambda line: None)
+
+
 @pytest.mark.parametrize("phase", [1, 2])
-def test_an_interrupted_phase_is_gone_on_with(cheap, monkeypatch, phase):
+def test_an_interrupted_phase_is_gone_on_with(unbroken, cheap, monkeypatch, phase):
     """Killed at step 28 of 30 of a phase, three steps after its last checkpoint: the same weights in the end."""
-    given = {"method": "binarybert", "schedule": "W1A4", "max_steps": 60, "teacher": "run0/W32A32", **TINY}
-    run(Experiment("sst2", max_steps=2, **TINY), "run0", report=lambda line: None)
-    whole = run(Experiment("sst2", **given), "whole", report=lambda line: None)
+    given, folder, whole = unbroken
     original = training.Progress.on_step_end
 
     def dying(self, args, state, control, **kwargs):
@@ -320,9 +338,7 @@ def test_an_interrupted_phase_is_gone_on_with(cheap, monkeypatch, phase):
     result = run(Experiment("sst2", **given), "broken", report=lambda line: None)
     assert seen == ([25, 0] if phase == 1 else [25, 25])
     assert result["stages"][1]["score"] == whole["stages"][1]["score"] and result["stages"][1]["steps"] == 60
-    ours, theirs = (
-        bitlab.models.load_model(cheap / name / "W1A4", "sst2").state_dict() for name in ("broken", "whole")
-    )
+    ours, theirs = (bitlab.models.load_model(run_ / "W1A4", "sst2").state_dict() for run_ in (cheap / "broken", folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
