@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from bitlab.binarizers import exact_matmul
+from bitlab.binarizers import code_product
 
 NAME = "bitlab"
 
@@ -48,7 +48,8 @@ def binary_attention(
     v, v_scale = _codes(module, "value_binarizer", value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
-    scores = exact_matmul(q, k.transpose(2, 3)) * (q_scale * k_scale * scaling)
+    bits = getattr(getattr(module, "probs_binarizer", None), "bits", 32)
+    scores = code_product(q, k.transpose(2, 3), bits) * (q_scale * k_scale * scaling)
     if attention_scores is not None:
         attention_scores.append(scores)
     if attention_mask is not None:
@@ -57,7 +58,7 @@ def binary_attention(
         scores = scores.softmax(dim=-1)
     probs = nn.functional.dropout(scores, dropout, module.training)
     p, p_scale = _codes(module, "probs_binarizer", probs)
-    context = exact_matmul(p, v) * (p_scale * v_scale)
+    context = code_product(p, v, bits) * (p_scale * v_scale)
     return context.transpose(1, 2).contiguous(), p * p_scale
 
 

@@ -162,7 +162,8 @@ class BinaryLinear(nn.Linear):
         if self.weight_bits == 32:
             return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)
-        product = code_product(codes, signs)
+        rows = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
+        product = code_product(rows, signs.t(), self.input_binarizer.bits).view(*codes.shape[:-1], -1)
         return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
 
     def set_weight_bits(self, bits: int) -> None:

@@ -358,3 +358,14 @@ def test_labels_matter_to_bibert(cheap):
             ).train()
             found.append(student.state_dict())
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0]) is expected
+
+
+@pytest.mark.parametrize(("method", "weight_bits", "activation_bits"), RIVALS)
+def test_mixed_precision(method, weight_bits, activation_bits):
+    """Under bf16 autocast the types of all products fit, forward and backward."""
+    model, inputs = rival(method, weight_bits, activation_bits), batch(pad=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model.train()(**inputs).logits
+    logits.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert logits.isfinite().all() and logits.std() > 1e-2

@@ -87,7 +87,7 @@ class BiBertLinear(BinaryLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = binarize_rows(self.weight) if self.weight_bits == 1 else self.weight
-        return F.linear(self.input_binarizer(x), weight, self.bias)
+        return F.linear(self.input_binarizer(x), weight, self.bias).to(weight.dtype)  # attention wants one type
 
 
 class BiBertEmbedding(BinaryEmbedding):

@@ -149,7 +149,8 @@ class SplitLinear(BinaryLinear):
         _split_if_binary(self, bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(self.input_binarizer(x), _quantized(self.weight, self.weight_bits), self.bias)
+        weight = _quantized(self.weight, self.weight_bits)
+        y = F.linear(self.input_binarizer(x), weight, self.bias).to(weight.dtype)  # attention wants one type
         return y if self.twin is None else y + self.twin(x)
 
 
