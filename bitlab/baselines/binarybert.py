@@ -100,6 +100,8 @@ def pact(x: Tensor, clip: Tensor, signed: bool = True) -> Tensor:
 class BinaryBertBinarizer(ElasticBinarizer):
     """Activations of BinaryBERT: `pact` at 8 bits; below, LSQ, which is the elastic function without thresholds.
 
+    LSQ's own signed set has no two levels of one bit that are worth having (-1 and 0), so there it is {-alpha, +alpha}.
+
     Args and shapes: as of `ElasticBinarizer`; it has `clip` (2,) beside `alpha`, each learning at its own precisions.
     """
 

@@ -92,7 +92,7 @@ def _check(model: PreTrainedModel) -> None:
         raise BitlabError("this model is packed already")
     if config.method != "bit":
         raise BitlabError(
-            f"only models of method 'bit' can be packed, and this one's is {config.method!r}: pack one of those"
+            f"only models of method 'bit' can be packed, this one is of {config.method!r}: binarize with method='bit'"
         )
     if config.weight_bits != 1:
         raise BitlabError(f"a {config.precision} model has no 1-bit weights to pack: call set_precision(model, 'W1A1')")
