@@ -48,6 +48,8 @@ class Experiment:
             their defaults (`bitlab.recipes`), the rivals also in their loss.
         preset: "quick" (steps counted in hundreds) or "full" (the paper's epochs). seed: of everything random.
         teacher: a fine-tuned full-precision model; None: one is fine-tuned first.
+        augment: a table of `bitlab augment` (its folder or train.tsv) that the distillation stages train on; the
+            teacher is fine-tuned on `data` all the same. Epochs count passes over `data`, so that the budget is equal.
         epochs, max_steps, batch_size, learning_rate, alpha_learning_rate: of each distillation stage (max_steps: of
             the teacher's training too).
         teacher_epochs, teacher_learning_rate: of the fine-tuning.
@@ -69,6 +71,7 @@ class Experiment:
     seed: int = 0
     teacher: str | None = None
     train_examples: int | None = None
+    augment: str | None = None
     epochs: float | None = None
     max_steps: int | None = None
     batch_size: int | None = None
@@ -113,6 +116,8 @@ class Experiment:
         ]
         if recipe.phases and given:
             raise BitlabError(f"method {self.method} has its own loss: leave {', '.join(given)} alone")
+        if self.augment and self.train_examples:
+            raise BitlabError("augment and train_examples exclude each other: a table has rows made of all examples")
         if not 0 <= self.seed < 2**31:
             raise BitlabError(f"seed is {self.seed}: give a whole number from 0 to {2**31 - 1}")
 
@@ -120,7 +125,8 @@ class Experiment:
     def folder_name(self) -> str:
         """Where the run goes unless told otherwise: task, method, model, path and seed in one name."""
         path = "-".join(self.path.stages)
-        return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}-seed{self.seed}"
+        augmented = "-augmented" if self.augment else ""
+        return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{augmented}-seed{self.seed}"
 
     @property
     def recipe(self) -> Recipe:
@@ -187,6 +193,8 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
         fixed_length=experiment.recipe.released,
         **{name: getattr(experiment, name) for name in WINDOW_SIZES},
     )
+    if experiment.augment:
+        data.augment(experiment.augment)
     folder = Path(output or Path("runs") / experiment.folder_name)
     config = _config(experiment, source, data)
     with quiet():
@@ -237,6 +245,7 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     config["data"] = source if source in ("sample", "hub") else Path(source).name
     config["model"] = Path(experiment.model).name if Path(experiment.model).is_dir() else experiment.model
     config["teacher"] = experiment.teacher and Path(experiment.teacher).name
+    config["augment"] = data.augmentation
     config["examples"] = data.sizes()
     config |= data.options()
     config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in experiment.path.precisions}

@@ -66,6 +66,7 @@ def train_stage(
     Returns: (log, steps, moment of the start on the monotonic clock, earlier sessions counted in).
     """
     steps = settings.steps(len(data.train))
+    rows = data.augmented if teachers and data.augmented is not None else data.train
     checkpoint, spent = _last_whole_checkpoint(folder, steps)
     started = (time.monotonic() if started is None else started) - spent
     dev = next(iter(data.evaluations))
@@ -73,7 +74,7 @@ def train_stage(
         model,
         teachers,
         arguments(data, settings, folder, seed, steps, best),
-        train_dataset=data.train,
+        train_dataset=rows,
         eval_dataset=data.evaluations[dev],
         data_collator=data.collate,
         compute_metrics=lambda p: {"score": data.score(data.metrics({dev: p.predictions}))},
