@@ -120,8 +120,8 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="sample", help="sample, minilm, a hub id or a folder (default: sample)")
     add("--data", default="auto", help="auto, sample, hub or a folder of original files (default: auto)")
-    add("--schedule", default="W1A2 -> W1A1", help="precisions after full precision (default: 'W1A2 -> W1A1')")
-    add("--method", default="bit", help="bit or bit-released (default: bit)")
+    add("--schedule", help="precisions after full precision (default: the method's; for bit 'W1A2 -> W1A1')")
+    add("--method", default="bit", help="bit, bit-released, bibert or binarybert (default: bit)")
     add("--preset", default="quick", help="quick or full: the size of the budget (default: quick)")
     add("--seed", type=int, default=0)
     add("--max-steps", type=int, help="at most so many optimizer steps a stage, the teacher's included")
@@ -138,7 +138,7 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
         default="rescale",
         help="scales at a stage change: rescale, carry or reinit (default: rescale)",
     )
-    add("--stage-teacher", default="previous", help="previous, full or both (default: previous)")
+    add("--stage-teacher", help="previous, full or both (default: the method's; for bit previous)")
     add("--selection", default="last", help="last: dev is used once; best: best of ten dev evaluations")
     add("--bf16", action="store_true", help="train in mixed precision: faster where the machine has bf16")
     add("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")

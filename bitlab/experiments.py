@@ -21,12 +21,12 @@ from bitlab.data.sources import resolve_source
 from bitlab.distillation import DistillationConfig
 from bitlab.errors import BitlabError
 from bitlab.models import load_model, load_tokenizer, quiet
+from bitlab.recipes import Phase, Recipe, get_recipe
 from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import SQUAD, get_task
 from bitlab.training import Prepared, predict, prepare, processes, train_stage
 
 Report = Callable[[str], None]
-METHODS = ("bit", "bit-released")
 PRESETS = ("quick", "full")
 TEACHERS = ("previous", "full", "both")
 SELECTIONS = ("last", "best")
@@ -43,8 +43,9 @@ class Experiment:
     Args:
         task: a GLUE task, for instance "rte", or "squad". model: "sample", "minilm", a hub id or a folder.
         data: "auto", "sample", "hub" or a folder of original files. train_examples: use only the first so many.
-        schedule: for instance "W32A32 -> W1A2 -> W1A1". method: "bit", or "bit-released" for the reductions,
-            optimizer and padding of the released program.
+        schedule: for instance "W32A32 -> W1A2 -> W1A1". method: "bit", "bit-released" for the reductions,
+            optimizer and padding of the released program, or a rival, "bibert" or "binarybert". Methods differ in
+            their defaults (`bitlab.recipes`), the rivals also in their loss.
         preset: "quick" (steps counted in hundreds) or "full" (the paper's epochs). seed: of everything random.
         teacher: a fine-tuned full-precision model; None: one is fine-tuned first.
         augment: a table of `bitlab augment` (its folder or train.tsv) that the distillation stages train on; the
@@ -53,9 +54,10 @@ class Experiment:
             the teacher's training too).
         teacher_epochs, teacher_learning_rate: of the fine-tuning.
         alpha: what becomes of the scales at a stage change: "reinit", "carry" or "rescale".
-        stage_teacher: a stage learns from the "previous" stage's model, the "full"-precision one, or "both".
+        stage_teacher: a stage learns from the "previous" stage's model, the "full"-precision one, or "both"; the
+            method's own if None.
         selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
-        logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`.
+        logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`; not for the rivals.
         bf16: train in mixed precision (evaluation is in float32).
         max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
     """
@@ -63,7 +65,7 @@ class Experiment:
     task: str
     model: str = "sample"
     data: str = "auto"
-    schedule: str = "W32A32 -> W1A2 -> W1A1"
+    schedule: str | None = None
     method: str = "bit"
     preset: str = "quick"
     seed: int = 0
@@ -78,7 +80,7 @@ class Experiment:
     teacher_epochs: float | None = None
     teacher_learning_rate: float | None = None
     alpha: str = "rescale"
-    stage_teacher: str = "previous"
+    stage_teacher: str | None = None
     selection: str = "last"
     logit_weight: float = 1.0
     hidden_weight: float = 1.0
@@ -91,8 +93,11 @@ class Experiment:
 
     def __post_init__(self):
         object.__setattr__(self, "task", get_task(self.task).name)
-        object.__setattr__(self, "schedule", str(Schedule.parse(self.schedule)))
-        choices = {"method": METHODS, "preset": PRESETS, "stage_teacher": TEACHERS, "selection": SELECTIONS}
+        recipe = self.recipe
+        schedule = recipe.schedule if self.schedule is None else self.schedule
+        object.__setattr__(self, "schedule", str(Schedule.parse(schedule, recipe.method)))
+        object.__setattr__(self, "stage_teacher", self.stage_teacher or recipe.stage_teacher)
+        choices = {"preset": PRESETS, "stage_teacher": TEACHERS, "selection": SELECTIONS}
         for name, known in (choices | {"alpha": ALPHA_POLICIES}).items():
             if getattr(self, name) not in known:
                 raise BitlabError(f"{name} {getattr(self, name)!r} does not exist: choose {', '.join(known)}")
@@ -106,6 +111,11 @@ class Experiment:
                 raise BitlabError(f"{name} is {getattr(self, name)}: give 0 or a number above")
         if not any(getattr(self, name) for name in weights):
             raise BitlabError(f"{', '.join(weights)} are all 0: there is nothing to learn from")
+        given = [
+            f.name for f in fields(self) if f.name in (*weights, "temperature") and getattr(self, f.name) != f.default
+        ]
+        if recipe.phases and given:
+            raise BitlabError(f"method {self.method} has its own loss: leave {', '.join(given)} alone")
         if self.augment and self.train_examples:
             raise BitlabError("augment and train_examples exclude each other: a table has rows made of all examples")
         if not 0 <= self.seed < 2**31:
@@ -114,21 +124,32 @@ class Experiment:
     @property
     def folder_name(self) -> str:
         """Where the run goes unless told otherwise: task, method, model, path and seed in one name."""
-        path = "-".join(Schedule.parse(self.schedule).stages)
+        path = "-".join(self.path.stages)
         augmented = "-augmented" if self.augment else ""
         return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{augmented}-seed{self.seed}"
 
-    def distillation(self) -> DistillationConfig:
-        """The loss of the distillation stages."""
+    @property
+    def recipe(self) -> Recipe:
+        """What its method brings along."""
+        return get_recipe(self.method)
+
+    @property
+    def path(self) -> Schedule:
+        """The schedule, parsed."""
+        return Schedule.parse(self.schedule, self.recipe.method)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The trainings that make up a distillation stage, each with its loss."""
+        if self.recipe.phases:
+            return self.recipe.phases
         weights = {
             "logits": self.logit_weight,
             "hidden": self.hidden_weight,
             "attention": self.attention_weight,
             "temperature": self.temperature,
         }
-        return (
-            DistillationConfig.released(**weights) if self.method == "bit-released" else DistillationConfig(**weights)
-        )
+        loss = DistillationConfig.released(**weights) if self.recipe.released else DistillationConfig(**weights)
+        return (Phase(loss),)
 
     def settings(self, precision: str) -> StageSettings:
         """Epochs, steps, batch and learning rate of a stage ("W32A32": the teacher's fine-tuning)."""
@@ -140,11 +161,11 @@ class Experiment:
             epochs = self.teacher_epochs or (1000 if quick else min(5, task.epochs))
             steps = self.max_steps or ((300 if small else 60) if quick else None)
             return StageSettings(epochs, 32, rate, steps, bf16=self.bf16)
-        stages = len(Schedule.parse(self.schedule).stages)
-        rate = self.learning_rate or (5e-4 if small else task.learning_rate)
-        epochs = self.epochs or (1000 if quick else task.epochs)
+        stages, recipe = len(self.path.stages), self.recipe
+        rate = self.learning_rate or (5e-4 if small else recipe.learning_rates.get(self.task, task.learning_rate))
+        epochs = self.epochs or (1000 if quick else recipe.epochs.get(self.task, task.epochs))
         steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
-        batch = self.batch_size or (32 if quick else task.batch_size)
+        batch = self.batch_size or (32 if quick else recipe.batch_size or task.batch_size)
         warmup = 0.2 if task is SQUAD else 0.1
         return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, bf16=self.bf16)
 
@@ -169,7 +190,7 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
         source,
         tokenizer,
         experiment.train_examples,
-        fixed_length=experiment.method == "bit-released",
+        fixed_length=experiment.recipe.released,
         **{name: getattr(experiment, name) for name in WINDOW_SIZES},
     )
     if experiment.augment:
@@ -227,13 +248,12 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     config["augment"] = data.augmentation
     config["examples"] = data.sizes()
     config |= data.options()
-    precisions = Schedule.parse(experiment.schedule).precisions
-    config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in precisions}
+    config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in experiment.path.precisions}
     return config
 
 
 def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: dict, given, report) -> dict:
-    schedule = Schedule.parse(experiment.schedule)
+    schedule = experiment.path
     records = []
     full = previous = None
     for number, precision in enumerate(schedule.precisions):
@@ -267,25 +287,12 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
 def _run_stage(experiment, schedule, data, folder, precision, full, previous, report) -> dict:
     """Train one stage, save its model with its record, and return the record."""
     started = time.monotonic()
-    settings = experiment.settings(precision)
     stage = schedule.precisions.index(precision)
     set_seed(experiment.seed + stage)  # so that a stage is the same whatever ran before it in this process
     training = folder / f"{precision}.training"
     model = _starting_point(experiment, schedule, precision, previous)
     teachers = [] if precision == FULL else _teachers(experiment, full, previous)
-    log, steps, started = train_stage(
-        model,
-        teachers,
-        data,
-        settings,
-        training,
-        seed=experiment.seed + stage,
-        title=precision,
-        best=experiment.selection == "best",
-        started=started,
-        report=report,
-        **(_loss_options(experiment) if teachers else {}),
-    )
+    log, steps, started = _train(experiment, precision, model, teachers, data, training, stage, started, report)
     score, metrics, files = _evaluated(model, data)
     if precision == FULL and score <= data.trivial_score():
         report(f"  note: the teacher does not beat a constant answer ({data.trivial_score():.3f}): train it longer")
@@ -297,11 +304,41 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
     return record
 
 
+def _train(experiment, precision, model, teachers, data, training, stage, started, report) -> tuple:
+    """Train through the phases of a stage; returns what `train_stage` does.
+
+    An interrupted run goes through the end of the earlier phases again, from their last checkpoints but one.
+    """
+    phases = experiment.phases() if teachers else (None,)
+    log, steps, seconds = [], 0, 0.0
+    for number, phase in enumerate(phases):
+        options = {}
+        if phase:
+            options = {"distillation": phase.loss, "released_optimizer": experiment.recipe.released}
+        entries, count, began = train_stage(
+            model,
+            teachers,
+            data,
+            experiment.settings(precision).part(number, len(phases), phase.rate if phase else 1.0),
+            training if len(phases) == 1 else training / f"phase{number + 1}",
+            seed=experiment.seed + stage,
+            title=precision,
+            best=experiment.selection == "best" and number == len(phases) - 1,
+            started=started if number == 0 else None,
+            report=report,
+            **options,
+        )
+        log += [entry | {"step": entry["step"] + steps} for entry in entries]
+        steps += count
+        seconds += time.monotonic() - began
+    return log, steps, time.monotonic() - seconds
+
+
 def _starting_point(experiment, schedule, precision, previous) -> PreTrainedModel:
     if precision == FULL:
         return load_model(experiment.model, experiment.task, seed=experiment.seed)
     if schedule.stages[0] == precision:
-        model = binarize(_copy(previous), BitConfig.from_precision(precision))
+        model = binarize(_copy(previous), BitConfig.from_precision(precision, experiment.recipe.method))
     else:
         model = set_precision(_copy(previous), precision, experiment.alpha)
     model.config.quantization_config.history = schedule.history(precision)
@@ -316,13 +353,6 @@ def _teachers(experiment, full, previous) -> list[PreTrainedModel]:
     if full is previous or experiment.stage_teacher == "full":
         return [full]
     return [previous] if experiment.stage_teacher == "previous" else [previous, full]
-
-
-def _loss_options(experiment) -> dict:
-    return {
-        "distillation": experiment.distillation(),
-        "released_optimizer": experiment.method == "bit-released",
-    }
 
 
 def _save_stage(
