@@ -47,8 +47,11 @@ def _parser() -> Parser:
     bench = commands.add_parser("bench", help="time packed inference beside torch's float, bf16 and int8")
     add_bench_arguments(bench)
     bench.set_defaults(command=bench_command)
-    results = commands.add_parser("results", help="the stored results, or store a finished run")
+    results = commands.add_parser("results", help="the table of stored results, or store a finished run")
     results.add_argument("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
+    results.add_argument("--format", default="text", help="text, markdown or csv (default: text)")
+    results.add_argument("--tasks", help="only these, averages over them alone: for instance cola,rte or squad")
+    results.add_argument("--folder", metavar="DIR", help="where results are stored (default: results/)")
     results.set_defaults(command=_results)
     return parser
 
@@ -113,9 +116,13 @@ def _table(result: dict) -> str:
 
 
 def _results(options: argparse.Namespace) -> int:
-    from bitlab import results
+    from bitlab import results, tables
 
-    print(results.store(options.run) if options.run else results.table(results.load()))
+    folder = options.folder or results.FOLDER
+    if options.run:
+        print(results.store(options.run, folder))
+    else:
+        print(tables.report(results.load(folder), options.tasks and options.tasks.split(","), options.format))
     return 0
 
 
