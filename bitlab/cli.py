@@ -41,6 +41,10 @@ def _parser() -> Parser:
     glue.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
     _add_experiment_options(glue)
     glue.set_defaults(command=_glue)
+    squad = commands.add_parser("squad", help="run one SQuAD v1.1 experiment from data to result file")
+    _add_experiment_options(squad)
+    _add_window_options(squad)
+    squad.set_defaults(command=_experiment, task="squad")
     pack = commands.add_parser("pack", help="write a trained binary model with one bit a weight")
     add_pack_arguments(pack)
     pack.set_defaults(command=pack_command)
@@ -85,12 +89,24 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
+def _add_window_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-length", type=int, help="tokens of a window (default: 384, or what the model reads)")
+    add("--stride", type=int, help="tokens that a window shares with the one before it (default: 128)")
+    add("--question-length", type=int, help="longer questions are cut after so many tokens (default: 64)")
+
+
 def _glue(options: argparse.Namespace) -> int:
-    from bitlab.experiments import Experiment, run
     from bitlab.tasks import get_glue_task
-    from bitlab.training import processes
 
     get_glue_task(options.task)
+    return _experiment(options)
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from bitlab.experiments import Experiment, run
+    from bitlab.training import processes
+
     names = {field.name for field in fields(Experiment)}
     experiment = Experiment(**{key: value for key, value in vars(options).items() if key in names})
     result = run(experiment, options.output, options.again, report=_silent if options.json else _say)

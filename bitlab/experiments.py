@@ -22,8 +22,8 @@ from bitlab.distillation import DistillationConfig
 from bitlab.errors import BitlabError
 from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.schedule import FULL, Schedule, StageSettings
-from bitlab.tasks import Task, get_task
-from bitlab.training import Prepared, evaluate, prepare, processes, train_stage
+from bitlab.tasks import SQUAD, get_task
+from bitlab.training import Prepared, predict, prepare, processes, train_stage
 
 Report = Callable[[str], None]
 METHODS = ("bit", "bit-released")
@@ -32,6 +32,7 @@ TEACHERS = ("previous", "full", "both")
 SELECTIONS = ("last", "best")
 POSITIVE = ("epochs", "max_steps", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs")
 POSITIVE += ("teacher_learning_rate", "train_examples", "temperature")
+WINDOW_SIZES = ("max_length", "stride", "question_length")
 PUBLISHED_MARGIN = 0.05  # a published teacher may score this much below its paper: other versions, other padding
 
 
@@ -40,7 +41,7 @@ class Experiment:
     """What to run. Where a number is None, the preset's or the task's own is taken.
 
     Args:
-        task: a GLUE task, for instance "rte". model: "sample", "minilm", a hub id or a folder.
+        task: a GLUE task, for instance "rte", or "squad". model: "sample", "minilm", a hub id or a folder.
         data: "auto", "sample", "hub" or a folder of original files. train_examples: use only the first so many.
         schedule: for instance "W32A32 -> W1A2 -> W1A1". method: "bit", or "bit-released" for the reductions,
             optimizer and padding of the released program.
@@ -54,6 +55,7 @@ class Experiment:
         selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
         logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`.
         bf16: train in mixed precision (evaluation is in float32).
+        max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
     """
 
     task: str
@@ -80,6 +82,9 @@ class Experiment:
     attention_weight: float = 0.0
     temperature: float = 1.0
     bf16: bool = False
+    max_length: int | None = None
+    stride: int | None = None
+    question_length: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "task", get_task(self.task).name)
@@ -126,7 +131,7 @@ class Experiment:
         small = self.model == "sample"
         if precision == FULL:
             rate = self.teacher_learning_rate or (5e-4 if small else 5e-5)
-            epochs = self.teacher_epochs or (1000 if quick else 5)
+            epochs = self.teacher_epochs or (1000 if quick else min(5, task.epochs))
             steps = self.max_steps or ((300 if small else 60) if quick else None)
             return StageSettings(epochs, 32, rate, steps, bf16=self.bf16)
         stages = len(Schedule.parse(self.schedule).stages)
@@ -134,7 +139,7 @@ class Experiment:
         epochs = self.epochs or (1000 if quick else task.epochs)
         steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
         batch = self.batch_size or (32 if quick else task.batch_size)
-        warmup = 0.2 if self.task == "squad" else 0.1
+        warmup = 0.2 if task is SQUAD else 0.1
         return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, bf16=self.bf16)
 
 
@@ -154,7 +159,12 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
     source, why = resolve_source(experiment.data)
     tokenizer = load_tokenizer(experiment.teacher or experiment.model)  # the student is made from the teacher
     data = prepare(
-        get_task(experiment.task), source, tokenizer, experiment.train_examples, experiment.method == "bit-released"
+        get_task(experiment.task),
+        source,
+        tokenizer,
+        experiment.train_examples,
+        fixed_length=experiment.method == "bit-released",
+        **{name: getattr(experiment, name) for name in WINDOW_SIZES},
     )
     folder = Path(output or Path("runs") / experiment.folder_name)
     config = _config(experiment, source, data)
@@ -173,14 +183,14 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
             return result
 
 
-def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedModel, dict] | None:
-    """The teacher that was named, with its record; refused below the score that a right one reaches."""
+def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedModel, dict, dict] | None:
+    """The teacher that was named, with its record and files; refused below the score that a right one reaches."""
     if experiment.teacher is None:
         return None
     model = load_model(experiment.teacher, experiment.task)
-    score, metrics = evaluate(model, data)
+    score, metrics, files = _evaluated(model, data)
     task = get_task(experiment.task)
-    published = isinstance(task, Task) and experiment.teacher == task.teacher
+    published = experiment.teacher == task.teacher
     expected = task.published_score - PUBLISHED_MARGIN if published else data.trivial_score()
     if score <= expected:
         raise BitlabError(
@@ -188,7 +198,15 @@ def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedMo
             f"{expected:.3f}: check that it was trained for this task and that its label order fits"
         )
     trained = runs.read_json(Path(experiment.teacher) / "stage.json") or {"steps": 0, "seconds": 0.0}
-    return model, {"score": score, "metrics": metrics, "steps": trained["steps"], "seconds": trained["seconds"]}
+    record = {"score": score, "metrics": metrics, "steps": trained["steps"], "seconds": trained["seconds"]}
+    return model, record, files
+
+
+def _evaluated(model: PreTrainedModel, data: Prepared) -> tuple[float, dict, dict]:
+    """(score, metrics, files with the predictions) on dev."""
+    predictions = predict(model, data)
+    metrics = data.metrics(predictions)
+    return data.score(metrics), metrics, data.files(predictions)
 
 
 def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
@@ -198,6 +216,7 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     config["model"] = Path(experiment.model).name if Path(experiment.model).is_dir() else experiment.model
     config["teacher"] = experiment.teacher and Path(experiment.teacher).name
     config["examples"] = data.sizes()
+    config |= data.options()
     precisions = Schedule.parse(experiment.schedule).precisions
     config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in precisions}
     return config
@@ -213,7 +232,7 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
         if record is None:
             if precision == FULL and given:
                 record = {"precision": FULL, **given[1]}
-                _save_stage(folder / FULL, given[0], data, record, [])
+                _save_stage(folder / FULL, given[0], data, record, [], given[2])
             else:
                 record = _run_stage(experiment, schedule, data, folder, precision, full, previous, report)
         records.append(record)
@@ -257,12 +276,12 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
         report=report,
         **(_loss_options(experiment) if teachers else {}),
     )
-    score, metrics = evaluate(model, data)
+    score, metrics, files = _evaluated(model, data)
     if precision == FULL and score <= data.trivial_score():
         report(f"  note: the teacher does not beat a constant answer ({data.trivial_score():.3f}): train it longer")
     seconds = round(time.monotonic() - started, 1)
     record = {"precision": precision, "score": score, "metrics": metrics, "steps": steps, "seconds": seconds}
-    _save_stage(folder / precision, model, data, record, log)
+    _save_stage(folder / precision, model, data, record, log, files)
     if processes().is_main_process:
         shutil.rmtree(training, ignore_errors=True)
     return record
@@ -296,12 +315,15 @@ def _loss_options(experiment) -> dict:
     }
 
 
-def _save_stage(folder: Path, model: PreTrainedModel, data: Prepared, record: dict, log: list[dict]) -> None:
+def _save_stage(
+    folder: Path, model: PreTrainedModel, data: Prepared, record: dict, log: list[dict], files: dict[str, dict]
+) -> None:
     """Write a stage's Hugging Face folder, whole or not at all; other processes wait for it."""
     if processes().is_main_process:
         with runs.whole_folder(folder) as partial:
             model.save_pretrained(partial)
             data.tokenizer.save_pretrained(partial)
-            runs.write_json(partial / "log.json", log)
+            for name, content in {"log.json": log, **files}.items():
+                runs.write_json(partial / name, content)
             runs.write_json(partial / "stage.json", record)
     processes().wait_for_everyone()

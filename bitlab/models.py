@@ -163,7 +163,7 @@ def _needs_fresh_head(config: PretrainedConfig, task, source: ModelSource) -> bo
         raise BitlabError(f"model {source.where!r} is a {architecture}: {task.name} needs one {wanted} or an encoder.")
     if not architecture.endswith(wanted):
         return True
-    if isinstance(task, Task) and config.num_labels != task.num_labels:
+    if config.num_labels != task.num_labels:
         raise BitlabError(f"model {source.where!r} has {config.num_labels} labels, {task.name} has {task.num_labels}.")
     return False
 

@@ -1,4 +1,4 @@
-"""Preparing a task's data, training one stage with checkpoints that survive a kill, and evaluating a model."""
+"""Training one stage with checkpoints that survive a kill, and evaluating a model."""
 
 import json
 import shutil
@@ -7,29 +7,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import (
-    DataCollatorWithPadding,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
 )
 
-from bitlab.data.glue import encode, load_glue
 from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
-from bitlab.metrics import glue_metrics
+from bitlab.prepared import Prepared, prepare
 from bitlab.schedule import StageSettings
-from bitlab.tasks import Task
+
+__all__ = ["Prepared", "arguments", "evaluate", "predict", "prepare", "processes", "train_stage"]
 
 EVALUATION_BATCH = 64
 DEV_EVALUATIONS = 10  # with selection="best"
@@ -44,74 +40,6 @@ def processes() -> PartialState:
     Without a GPU accelerate takes each of them for a run of its own unless it is told, here, that CPUs are meant.
     """
     return PartialState(cpu=CPU)
-
-
-@dataclass
-class Prepared:
-    """A task's data as tokens, ready for training and evaluation."""
-
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    train: Dataset
-    evaluations: dict[str, Dataset]
-    fixed_length: bool = False
-
-    def sizes(self) -> dict[str, int]:
-        """Number of examples in each split."""
-        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.evaluations.items()}
-
-    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """Pad a batch to its longest example, or all to the task's length if `fixed_length`."""
-        options = {"padding": "max_length", "max_length": self.task.max_length} if self.fixed_length else {}
-        return DataCollatorWithPadding(self.tokenizer, **options)(rows)
-
-    def metrics(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
-        """The task's metrics from logits by split; a second dev set's (MNLI mismatched) are marked by its name."""
-        found = {}
-        for number, (name, logits) in enumerate(predictions.items()):
-            labels = np.array(self.evaluations[name]["labels"])
-            mark = "" if number == 0 else "_" + name.removeprefix("validation_")
-            found |= {key + mark: value for key, value in glue_metrics(self.task, logits, labels).items()}
-        return found
-
-    def score(self, metrics: dict[str, float]) -> float:
-        """The task's GLUE number: the mean of its metrics, as a fraction."""
-        return float(np.mean(list(metrics.values())))
-
-    def trivial_score(self) -> float:
-        """What the most frequent class (or a constant) scores on dev."""
-        constant = {}
-        for name, rows in self.evaluations.items():
-            labels = np.array(rows["labels"])
-            if self.task.is_regression:
-                constant[name] = np.zeros(len(labels))
-            else:
-                constant[name] = np.full(len(labels), np.bincount(labels).argmax())
-        return self.score(self.metrics(constant))
-
-
-def prepare(
-    task: Task,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    train_examples: int | None = None,
-    fixed_length=False,
-) -> Prepared:
-    """Load and tokenize a GLUE task.
-
-    Args: source: "sample", "hub" or a folder; train_examples: only the first so many training examples.
-    Errors: BitlabError where a split that is needed is absent.
-    """
-    splits = load_glue(task, source)
-    present = [name for name in task.eval_splits if name in splits]
-    if "train" not in splits or not present:
-        missing = "train" if "train" not in splits else task.eval_splits[0]
-        raise BitlabError(f"{task.title} has no {missing} split in this data: an experiment needs train and dev files")
-    train = splits["train"]
-    if train_examples is not None:
-        train = train.select(range(min(train_examples, len(train))))
-    evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
-    return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length)
 
 
 def train_stage(
@@ -140,14 +68,15 @@ def train_stage(
     steps = settings.steps(len(data.train))
     checkpoint, spent = _last_whole_checkpoint(folder, steps)
     started = (time.monotonic() if started is None else started) - spent
+    dev = next(iter(data.evaluations))
     trainer = DistillationTrainer(
         model,
         teachers,
         arguments(data, settings, folder, seed, steps, best),
         train_dataset=data.train,
-        eval_dataset=next(iter(data.evaluations.values())),
+        eval_dataset=data.evaluations[dev],
         data_collator=data.collate,
-        compute_metrics=lambda p: {"score": data.score(glue_metrics(data.task, p.predictions, p.label_ids))},
+        compute_metrics=lambda p: {"score": data.score(data.metrics({dev: p.predictions}))},
         alpha_learning_rate=settings.alpha_learning_rate,
         callbacks=[MarkWhole(started)] + ([Progress(title, report)] if title else []),
         **trainer_options,
@@ -210,6 +139,12 @@ def _reporting() -> list[str]:
 
 def evaluate(model: PreTrainedModel, data: Prepared) -> tuple[float, dict[str, float]]:
     """(score, metrics) of a model on the task's dev split or splits."""
+    metrics = data.metrics(predict(model, data))
+    return data.score(metrics), metrics
+
+
+def predict(model: PreTrainedModel, data: Prepared) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
+    """A model's logits on each dev split: (examples, classes); SQuAD: start and end, (windows, tokens) each."""
     # nothing is written, but Trainer makes its folder: let it be one that exists
     args = TrainingArguments(
         tempfile.gettempdir(),
@@ -221,8 +156,7 @@ def evaluate(model: PreTrainedModel, data: Prepared) -> tuple[float, dict[str, f
     )
     trainer = DistillationTrainer(model, None, args, data_collator=data.collate)
     trainer.remove_callback(PrinterCallback)
-    metrics = data.metrics({name: trainer.predict(rows).predictions for name, rows in data.evaluations.items()})
-    return data.score(metrics), metrics
+    return {name: trainer.predict(rows).predictions for name, rows in data.evaluations.items()}
 
 
 def _last_whole_checkpoint(folder: Path, steps: int) -> tuple[str | None, float]:

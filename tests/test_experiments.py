@@ -252,7 +252,7 @@ def at(moment, monkeypatch):
         in_w1a1 = lambda self, args, state, *_, **__: "W1A1" in args.output_dir and state.global_step > 25  # noqa: E731
         monkeypatch.setattr(*patch, dying(original, in_w1a1))
     elif moment == "trained, not evaluated":
-        monkeypatch.setattr(experiments, "evaluate", dying(experiments.evaluate, binary))
+        monkeypatch.setattr(experiments, "predict", dying(experiments.predict, binary))
     elif moment == "stage half saved":
         saves = dying(runs.write_json, lambda path, content: path.parent.name == "W1A1.partial")
         monkeypatch.setattr(runs, "write_json", saves)

@@ -1,0 +1,167 @@
+"""A task's data as tokens, ready for training and evaluation: one interface for the GLUE tasks and for SQuAD."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from bitlab.answers import best_answers, best_texts
+from bitlab.data.glue import encode, load_glue
+from bitlab.data.squad import load_squad
+from bitlab.data.windows import Windows, WindowSizes, encode_windows
+from bitlab.errors import BitlabError
+from bitlab.metrics import glue_metrics, normalize_answer, squad_metrics
+from bitlab.tasks import SquadTask, Task
+
+PREDICTIONS, N_BEST_PREDICTIONS = "predictions.json", "nbest_predictions.json"
+
+
+@dataclass
+class Prepared:
+    """A task's data as tokens, ready for training and evaluation: of a GLUE task here, of SQuAD in PreparedSpans."""
+
+    task: Task | SquadTask
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    evaluations: dict[str, Dataset]
+    fixed_length: bool = False
+
+    def sizes(self) -> dict[str, int]:
+        """Number of examples in each split."""
+        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.evaluations.items()}
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest example possible."""
+        return self.task.max_length
+
+    def options(self) -> dict[str, int]:
+        """How the data were prepared, for the record of an experiment: what the task's name does not tell."""
+        return {}
+
+    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Pad a batch to its longest example, or all to the longest possible if `fixed_length`."""
+        options = {"padding": "max_length", "max_length": self.max_length} if self.fixed_length else {}
+        return DataCollatorWithPadding(self.tokenizer, **options)(rows)
+
+    def metrics(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
+        """The task's metrics from logits by split; a second dev set's (MNLI mismatched) are marked by its name."""
+        found = {}
+        for number, (name, logits) in enumerate(predictions.items()):
+            labels = np.array(self.evaluations[name]["labels"])
+            mark = "" if number == 0 else "_" + name.removeprefix("validation_")
+            found |= {key + mark: value for key, value in glue_metrics(self.task, logits, labels).items()}
+        return found
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """The task's number: the mean of its metrics (SQuAD's too: of exact match and F1), as a fraction."""
+        return float(np.mean(list(metrics.values())))
+
+    def files(self, predictions: dict[str, np.ndarray]) -> dict[str, dict]:
+        """Predictions in the task's official formats, by file name; what is written beside a stage's model."""
+        return {}
+
+    def trivial_score(self) -> float:
+        """What the most frequent class (or a constant) scores on dev."""
+        constant = {}
+        for name, rows in self.evaluations.items():
+            labels = np.array(rows["labels"])
+            if self.task.is_regression:
+                constant[name] = np.zeros(len(labels))
+            else:
+                constant[name] = np.full(len(labels), np.bincount(labels).argmax())
+        return self.score(self.metrics(constant))
+
+
+@dataclass(kw_only=True)
+class PreparedSpans(Prepared):
+    """SQuAD as windows of tokens. `train` and `evaluations` hold windows, `questions` the dev rows they came from."""
+
+    questions: Dataset
+    windows: Windows
+    window_sizes: WindowSizes
+    train_questions: int
+
+    @property
+    def max_length(self) -> int:
+        return self.window_sizes.max_length
+
+    def options(self) -> dict[str, int]:
+        """Window sizes in tokens and numbers of questions (`sizes` counts windows)."""
+        counts = {"train": self.train_questions, "validation": len(self.questions)}
+        return asdict(self.window_sizes) | {"questions": counts}
+
+    def answers(self, predictions: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, list[dict]]:
+        """The n best answers by question id, from (start, end) logits of the only dev split."""
+        (logits,) = predictions.values()
+        start, end = logits[:2]
+        if not (np.isfinite(start).all() and np.isfinite(end).all()):
+            raise BitlabError(f"{self.task.title}: predictions hold NaN or infinity, the training has diverged.")
+        return best_answers(self.questions, self.windows, start, end)
+
+    def metrics(self, predictions: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """Exact match and F1 as fractions."""
+        return squad_metrics(best_texts(self.answers(predictions)), self.questions)
+
+    def files(self, predictions: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict]:
+        """predictions.json, {id: text}, as the official scorer reads it, and the n best answers to each question."""
+        answers = self.answers(predictions)
+        return {PREDICTIONS: best_texts(answers), N_BEST_PREDICTIONS: answers}
+
+    def trivial_score(self) -> float:
+        """What dev's most frequent answer scores, given to every question."""
+        (commonest, _), *_ = Counter(normalize_answer(a["text"][0]) for a in self.questions["answers"]).most_common(1)
+        return self.score(squad_metrics(dict.fromkeys(self.questions["id"], commonest), self.questions))
+
+
+def prepare(
+    task: Task | SquadTask,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    train_examples: int | None = None,
+    fixed_length=False,
+    **window_sizes: int | None,
+) -> Prepared:
+    """Load and tokenize a task.
+
+    Args: source: "sample", "hub" or a folder; train_examples: only the first so many training examples or questions;
+        window_sizes: for SQuAD, see `WindowSizes.fitting`.
+    Errors: BitlabError where a split that is needed is absent, and for window sizes that do not fit.
+    """
+    spans = isinstance(task, SquadTask)
+    given = [name for name, value in window_sizes.items() if value is not None]
+    if given and not spans:
+        raise BitlabError(f"{given[0]} is for SQuAD: {task.title} has no windows")
+    sizes = WindowSizes.fitting(tokenizer, **window_sizes) if spans else None
+    splits = load_squad(source) if spans else load_glue(task, source)
+    train, present = _needed(task, splits)
+    if train_examples is not None:
+        train = train.select(range(min(train_examples, len(train))))
+    if not spans:
+        evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
+        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length)
+    dev = splits[present[0]]
+    windows = encode_windows(dev, tokenizer, sizes)
+    return PreparedSpans(
+        task,
+        tokenizer,
+        encode_windows(train, tokenizer, sizes).tokens,
+        {present[0]: windows.tokens},
+        fixed_length,
+        questions=dev,
+        windows=windows,
+        window_sizes=sizes,
+        train_questions=len(train),
+    )
+
+
+def _needed(task: Task | SquadTask, splits: DatasetDict) -> tuple[Dataset, list[str]]:
+    """The training split and the names of the dev splits."""
+    present = [name for name in task.eval_splits if name in splits]
+    if "train" not in splits or not present:
+        missing = "train" if "train" not in splits else task.eval_splits[0]
+        raise BitlabError(f"{task.title} has no {missing} split in this data: an experiment needs train and dev files")
+    return splits["train"], present
