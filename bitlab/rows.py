@@ -31,7 +31,8 @@ DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 # What of a run's configuration is told by other means; any other option that is not at its default marks a row.
 TOLD = {"task", "model", "data", "schedule", "method", "preset", "seed", "teacher", "train_examples", "max_steps"}
 TOLD |= {"epochs", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs", "teacher_learning_rate"}
-TOLD |= {"bf16", "examples", "settings"}
+WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
+TOLD |= {"bf16", "examples", "settings", "questions", *WINDOWS}
 USUAL = {option.name: option.default for option in fields(StageSettings)}
 
 
@@ -196,7 +197,8 @@ def runs_of(result: dict) -> list[tuple[tuple, Run]]:
 def _recipe(config: dict, settings: dict[str, dict]) -> dict:
     """What the runs of a cell have in common beside their row's key. A setting that is usual may be absent."""
     unusual = {name: {k: v for k, v in stage.items() if v != USUAL.get(k)} for name, stage in settings.items()}
-    return {"teacher": config.get("teacher"), "examples": config["examples"]["train"], **unusual}
+    windows = {name: config.get(name) for name in WINDOWS}
+    return {"teacher": config.get("teacher"), "examples": config["examples"]["train"], **windows, **unusual}
 
 
 def _key(result: dict, path: tuple[str, ...]) -> tuple:
@@ -205,7 +207,7 @@ def _key(result: dict, path: tuple[str, ...]) -> tuple:
     config, student = result["config"], len(path) > 1
     idle = () if len(path) > 2 else ("alpha", "stage_teacher")  # the first stage has no scales before it
     options = {name: value for name, value in config.items() if student and name not in TOLD | set(idle)}
-    other = tuple((name, value) for name, value in options.items() if value != DEFAULTS.get(name))
+    other = tuple((name, str(value)) for name, value in options.items() if value != DEFAULTS.get(name))
     budget = (config.get(name) for name in ("preset", "train_examples", "max_steps"))
     method = result["method"] if student else "full precision"
     return (result["model"], result["data"], method, " -> ".join(path), *budget, other)
