@@ -74,6 +74,7 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=float, help="of each distillation stage")
     add("--batch-size", type=int, help="of each distillation stage")
     add("--learning-rate", type=float, help="of each distillation stage")
+    add("--alpha-learning-rate", type=float, default=1e-4, help="of the scales, in each distillation stage")
     add("--teacher-epochs", type=float, help="of the teacher's fine-tuning")
     add("--teacher-learning-rate", type=float, help="of the teacher's fine-tuning")
     add(
