@@ -5,11 +5,12 @@ Exit code 0, or 2 with one line on standard error for bad input.
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields
 
 from bitlab.errors import BitlabError
-from bitlab.packed.commands import add_bench_arguments, add_pack_arguments, bench_command, pack_command
+from bitlab.packed.commands import add_pack_arguments, pack_command
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bitlab: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush does not complain
+        return 0
 
 
 def _parser() -> Parser:
@@ -48,9 +52,9 @@ def _parser() -> Parser:
     pack = commands.add_parser("pack", help="write a trained binary model with one bit a weight")
     add_pack_arguments(pack)
     pack.set_defaults(command=pack_command)
-    bench = commands.add_parser("bench", help="time packed inference beside torch's float, bf16 and int8")
-    add_bench_arguments(bench)
-    bench.set_defaults(command=bench_command)
+    bench = commands.add_parser("bench", help="time packed inference beside torch's float, bf16 and int8; or training")
+    _add_bench_options(bench)
+    bench.set_defaults(command=_bench)
     results = commands.add_parser("results", help="the table of stored results, or store a finished run")
     results.add_argument("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
     results.add_argument("--format", default="text", help="text, markdown or csv (default: text)")
@@ -58,6 +62,57 @@ def _parser() -> Parser:
     results.add_argument("--folder", metavar="DIR", help="where results are stored (default: results/)")
     results.set_defaults(command=_results)
     return parser
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("what", nargs="?", default="packed", choices=("packed", "train"), help="(default: packed)")
+    add("--layers", type=int, help="of the encoder (default: 12, with train 6); packed, 0: linear layers alone")
+    add("--length", type=int, default=128, help="tokens of a sentence (default: 128)")
+    add(
+        "--batch",
+        type=int,
+        action="append",
+        help="sentences at once (default: 1, then 8; with train 16)",
+    )
+    add("--rounds", type=int, help="runs of each contender, in turns (default: 7, with train 5)")
+    add("--threads", type=int, default=1, help="threads (default: 1)")
+    add("--growth", action="store_true", help="train: how the step's time grows with length, batch and layers")
+    add("--tasks", metavar="FOLDER", help="train: real tokens a second on the GLUE files in FOLDER")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    measure = _bench_train if options.what == "train" else _bench_packed
+    result, table = measure(options)
+    print(json.dumps(result, indent=1) if options.json else table(result))
+    return 0
+
+
+def _bench_packed(options: argparse.Namespace):
+    from bitlab.packed.bench import bench, table
+
+    if options.growth or options.tasks:
+        raise BitlabError("--growth and --tasks are about training: bitlab bench train")
+    given = {"layers": options.layers, "rounds": options.rounds, "batches": options.batch and tuple(options.batch)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return bench(length=options.length, threads=options.threads, **given), table
+
+
+def _bench_train(options: argparse.Namespace):
+    from bitlab.bench import bench, growth, table, tasks
+    from bitlab.training_step import Shape
+
+    if len(options.batch or []) > 1:
+        raise BitlabError("bench train takes one --batch (--growth measures several)")
+    batch, layers = options.batch or [16], 6 if options.layers is None else options.layers
+    shape = Shape(layers, batch=batch[0], length=options.length)
+    rounds = {} if options.rounds is None else {"rounds": options.rounds}
+    if options.growth:
+        return growth(shape, threads=options.threads, **rounds), table
+    if options.tasks:
+        return tasks(options.tasks, threads=options.threads, **rounds), table
+    return bench(shape, threads=options.threads, **rounds), table
 
 
 def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +134,8 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--teacher-learning-rate", type=float, help="of the teacher's fine-tuning")
     add(
         "--alpha",
-        default="reinit",
-        help="scales at a stage change: reinit, carry or rescale (default: reinit)",
+        default="rescale",
+        help="scales at a stage change: rescale, carry or reinit (default: rescale)",
     )
     add("--stage-teacher", default="previous", help="previous, full or both (default: previous)")
     add("--selection", default="last", help="last: dev is used once; best: best of ten dev evaluations")

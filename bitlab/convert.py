@@ -24,7 +24,7 @@ ACTIVATIONS = {
 }  # module attribute: config attribute
 AFTER_RELU = ("output.dense", "ffn.lin2")  # layers whose input is the feed-forward's ReLU output
 NOT_AFTER_RELU = ("attention.output.dense",)
-ALPHA_POLICIES = ("carry", "reinit", "rescale")
+ALPHA_POLICIES = ("rescale", "carry", "reinit")
 
 
 def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrainedModel:
@@ -52,15 +52,15 @@ def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrai
     return model
 
 
-def set_precision(model: PreTrainedModel, precision: str, alpha: str = "reinit") -> PreTrainedModel:
+def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale") -> PreTrainedModel:
     """Change the precision of a binary model in place; latent weights, biases and thresholds stay.
 
     Args:
         model: the result of `binarize` or of loading a binary checkpoint.
         precision: for instance "W1A2".
-        alpha: what becomes of the scales where the number of levels changes: "reinit" (the next batch in training
-            mode initialises them again), "carry" (they stay) or "rescale" (they follow the initial value's formula:
-            multiplied by sqrt(Qp_old / Qp_new)). A scale that was never initialised always is.
+        alpha: what becomes of the scales where the number of levels changes: "rescale" (they follow the initial
+            value's formula: multiplied by sqrt(Qp_old / Qp_new)), "carry" (they stay) or "reinit" (the next batch in
+            training mode initialises them again). A scale that was never initialised always is.
     Returns: the same model.
     """
     weight_bits, activation_bits = parse_precision(precision)

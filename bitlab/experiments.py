@@ -75,7 +75,7 @@ class Experiment:
     alpha_learning_rate: float = 1e-4
     teacher_epochs: float | None = None
     teacher_learning_rate: float | None = None
-    alpha: str = "reinit"
+    alpha: str = "rescale"
     stage_teacher: str = "previous"
     selection: str = "last"
     logit_weight: float = 1.0
@@ -188,6 +188,7 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
 def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedModel, dict, dict] | None:
     """The teacher that was named, with its record and files; refused below the score that a right one reaches."""
     if experiment.teacher is None:
+        load_model(experiment.model, experiment.task)  # one that does not fit is refused before anything is written
         return None
     model = load_model(experiment.teacher, experiment.task)
     score, metrics, files = _evaluated(model, data)

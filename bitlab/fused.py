@@ -11,6 +11,7 @@ result on disk), so small tensors, such as those of the sample model, run the fo
 import functools
 import os
 import shutil
+import types
 
 import torch
 
@@ -55,8 +56,11 @@ def fused(formula):
     """
 
     @functools.cache
-    def compiled(which: tuple):  # one compiled function for each choice of tensors, bits and set
-        return torch.compile(formula, dynamic=True)
+    def compiled(which: tuple):
+        """One compiled function for each choice of tensors, bits and set; of a code object of its own, because
+        torch.compile gives up on one that it has compiled eight times, however many functions share it."""
+        code = formula.__code__.replace()
+        return torch.compile(types.FunctionType(code, formula.__globals__, formula.__name__), dynamic=True)
 
     @functools.wraps(formula)
     def call(x, *args):

@@ -26,6 +26,7 @@ GLUE = {
     "RTE": ("rte", ("accuracy",)),
 }
 SQUAD = {"EM": ("squad", ("exact_match",)), "F1": ("squad", ("f1",))}
+UNEVEN = 5  # budgets of a row's tasks that differ by more are not averaged over
 NOT_AVERAGED = "MNLI-mm"  # the average is over tasks, as BiT's own rows are: MNLI counts once
 DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 # What of a run's configuration is told by other means; any other option that is not at its default marks a row.
@@ -104,7 +105,8 @@ class Row:
 
     @property
     def average(self) -> float | None:
-        """Mean of the tasks (MNLI: matched), None where a column is missing; a published row's as printed."""
+        """Mean of the tasks (MNLI: matched), None where a column is missing or budgets are uneven; a published row's
+        as printed."""
         if "avg" in self.printed:
             return self.printed["avg"]
         means = [statistics.mean(self.values(c)) for c in self._averaged()]
@@ -118,8 +120,19 @@ class Row:
             return None
         return sum(deviation**2 for deviation in spreads) ** 0.5 / len(spreads)
 
+    @property
+    def uneven(self) -> bool:
+        """Whether some task was trained much longer than another, in epochs and as a share of the paper's epochs."""
+        epochs = {task: group[0].training["epochs"] for task, group in self.runs.items() if group[0].training}
+        shares = [number / get_task(task).epochs for task, number in epochs.items()]
+        return bool(epochs) and min(max(n) / min(n) for n in (epochs.values(), shares)) > UNEVEN
+
     def _averaged(self) -> list[str]:
-        return [] if self.missing else [c for c in self.columns if c != NOT_AVERAGED or "MNLI-m" not in self.columns]
+        return (
+            []
+            if self.missing or self.uneven
+            else [c for c in self.columns if c != NOT_AVERAGED or "MNLI-m" not in self.columns]
+        )
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -217,7 +230,7 @@ def _training(settings: dict, stage: dict, config: dict) -> dict[str, float]:
     """Epochs, batch and rate of a stage, as it was trained."""
     batch = settings["batch_size"]
     epochs = stage["steps"] * batch / config["examples"]["train"]
-    return {"epochs": round(epochs, 1), "batch": batch, "rate": settings["learning_rate"]}
+    return {"epochs": epochs, "batch": batch, "rate": settings["learning_rate"]}
 
 
 def _metrics(stage: dict, config: dict) -> dict[str, float]:

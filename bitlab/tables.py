@@ -129,6 +129,8 @@ def _note(row: Row) -> str:
     parts.append(_machines(row))
     if row.missing:
         parts.append(f"missing, so without an average: {', '.join(row.missing)}")
+    elif row.uneven:
+        parts.append("without an average: its tasks were trained for very different times")
     return "; ".join(parts)
 
 
@@ -139,7 +141,7 @@ def _machines(row: Row) -> str:
 def _task_note(task: str, group: list[Run]) -> str:
     seeds = ", ".join(str(run.seed) for run in sorted(group, key=lambda run: run.seed) if run.seed >= 0)
     trained = " + ".join(map(str, group[0].steps))
-    details = ", ".join(f"{name} {value:g}" for name, value in group[0].training.items())
+    details = ", ".join(f"{name} {value:.3g}" for name, value in group[0].training.items())
     words = [f"seed{'s' * (len(group) > 1)} {seeds}" if seeds else "a given model", f"{trained} steps"]
     words += [f"({details})"] if details else []
     both = {name: statistics.mean(run.metrics[name] for run in group) for name in get_task(task).metrics}

@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
 from bitlab.prepared import Prepared, prepare
 from bitlab.schedule import StageSettings
+from bitlab.timing import matmul_precision
 
 __all__ = ["Prepared", "arguments", "evaluate", "predict", "prepare", "processes", "train_stage"]
 
@@ -83,23 +83,9 @@ def train_stage(
         **trainer_options,
     )
     trainer.remove_callback(PrinterCallback)
-    with _fast_products():
+    with matmul_precision("medium"):
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state.log_history, trainer.state.global_step, started
-
-
-@contextmanager
-def _fast_products():
-    """Let float32 products run in the fastest way the processor has (bf16 or TF32 factors, float32 sums).
-
-    Binary products stay exact: -1, 0, 1 and other small integers are exact in every one of these formats.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, steps: int, best: bool):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 import bitlab
 from bitlab import cli, experiments
@@ -191,6 +191,11 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
         (("glue", "rte", "--model", "me/mine"), "the hub can't be reached"),
         (("glue", "rte", "--data", "sample", "--teacher", "./nowhere"), "no model folder './nowhere'"),
         (("glue", "rte", "--data", "sample", "--teacher", "sample"), "teacher 'sample' scores"),
+        (("squad", "rte"), "unrecognized arguments: rte"),
+        (("glue", "rte", "--stride", "9"), "unrecognized arguments: --stride"),
+        (("squad", "--data", "sample", "--max-length", "384"), "this model reads 128 at most"),
+        (("squad", "--data", "sample", "--stride", "-1"), "stride is -1"),
+        (("squad", "--data", "sample", "--question-length", "100"), "choose a smaller stride or longer windows"),
     ],
 )
 def test_bad_arguments(capsys, monkeypatch, arguments, says):
@@ -238,10 +243,70 @@ def test_bad_models(capsys, tmp_path):
     BertForSequenceClassification(BertConfig(vocab_size=200, num_labels=3, **sizes)).save_pretrained(folder)
     sample_tokenizer().save_pretrained(folder)
     capsys.readouterr()
-    line = refused(capsys, "glue", "rte", "--data", "sample", "--teacher", folder)
-    assert "has 3 labels, rte has 2" in line
+    for option in ("--model", "--teacher"):
+        line = refused(capsys, "glue", "rte", "--data", "sample", option, folder)
+        assert "has 3 labels, rte has 2" in line
     (folder / "config.json").write_text("{")
     assert "can't be loaded" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
+
+
+ANSWER = {"text": "a red cup", "answer_start": 13}
+QA = {"id": "q", "question": "what was washed ?", "answers": [ANSWER]}
+
+
+def squad_file(folder, name="train-v1.1.json", answer=(), question=(), paragraph=(), drop=None):
+    """One question in SQuAD's layout, with entries changed, or one dropped, at some level."""
+    qa = QA | {"answers": [ANSWER | dict(answer)]} | dict(question)
+    levels = [qa["answers"][0] if qa["answers"] else {}, qa, {"context": "the cook saw a red cup .", "qas": [qa]}]
+    levels[2] |= dict(paragraph)
+    for level in levels:
+        level.pop(drop, None)
+    folder.mkdir(exist_ok=True)
+    document = {"version": "1.1", "data": [{"title": "Cups", "paragraphs": [levels[2]]}]}
+    (folder / name).write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"answer": {"answer_start": 14}}, "qas[0].answers[0]: the context does not have 'a red cup' at character 14"),
+        ({"answer": {"text": "a blue cup"}}, "the context does not have 'a blue cup' at character 13"),
+        ({"drop": "answer_start"}, "qas[0].answers[0]: 'answer_start' is missing"),
+        ({"drop": "question"}, "qas[0]: 'question' is missing"),
+        ({"drop": "context"}, "paragraphs[0]: 'context' is missing"),
+        ({"drop": "qas"}, "paragraphs[0]: 'qas' is missing"),
+        ({"question": {"is_impossible": True}}, "as in SQuAD v2.0; bitlab reads v1.1"),
+        ({"question": {"answers": []}}, "as in SQuAD v2.0; bitlab reads v1.1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train-v1.1.json", "dev-v1.1.json"])
+def test_bad_squad_data(capsys, tmp_path, name, changes, says):
+    folder = squad_file(squad_file(squad_file(tmp_path / "squad"), "dev-v1.1.json"), name, **changes)
+    line = refused(capsys, "squad", "--data", folder)
+    assert says in line and name in line
+
+
+def test_squad_without_a_file(capsys, tmp_path):
+    assert "no SQuAD files in" in refused(capsys, "squad", "--data", data(tmp_path / "glue"))
+    folder = squad_file(tmp_path / "squad")
+    assert "SQuAD v1.1 has no validation split" in refused(capsys, "squad", "--data", folder)
+    (folder / "train-v1.1.json").rename(folder / "dev-v1.1.json")
+    assert "SQuAD v1.1 has no train split" in refused(capsys, "squad", "--data", folder)
+
+
+def test_bad_models_for_squad(capsys, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=200, num_labels=3, **sizes)
+    for name, model in (("spans", BertForQuestionAnswering), ("classes", BertForSequenceClassification)):
+        model(config).save_pretrained(tmp_path / name)
+        sample_tokenizer().save_pretrained(tmp_path / name)
+    capsys.readouterr()
+    for option in ("--model", "--teacher"):
+        line = refused(capsys, "squad", "--data", "sample", option, tmp_path / "spans")
+        assert "has 3 labels, squad has 2" in line
+        line = refused(capsys, "squad", "--data", "sample", option, tmp_path / "classes")
+        assert "squad needs one ForQuestionAnswering" in line
 
 
 def test_a_weak_teacher(capsys, tmp_path, monkeypatch):

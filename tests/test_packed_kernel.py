@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import batch, binarizers, tiny, warm_up
 
-from bitlab import BitlabError, ElasticBinarizer, binarize
+from bitlab import BitlabError, ElasticBinarizer, binarize, cli
 from bitlab.packed import backend_status, backends, bench, commands, kernel, load_packed, pack, thresholds
 from bitlab.packed.bits import pack_bits, pad_heads, unpack_bits, unpack_signs
 
@@ -365,13 +365,13 @@ def test_pack_command(tmp_path, capsys):
 
 def test_bench_command(capsys, monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", ((64, 32, True), (32, 64, False)))
-    arguments = options(commands.add_bench_arguments, "--layers", 0, "--length", 8, "--rounds", 2, "--json")
-    assert commands.bench_command(arguments) == 0
+    assert cli.main(["bench", "--layers", "0", "--length", "8", "--rounds", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     names = {row["contender"] for row in result["rows"]}
     assert {"float32", "bf16", "fake-quant", "packed, int8"} <= names
     assert {row["ratio"] for row in result["rows"] if row["contender"] == "float32"} == {1.0}
     assert result["machine"]["processor"] and all(row["seconds"] > 0 for row in result["rows"])
     assert "x float32" not in bench.table(result) and "linear 8x64 -> 32" in bench.table(result)
-    with pytest.raises(BitlabError, match="rounds is 0"):
-        commands.bench_command(options(commands.add_bench_arguments, "--rounds", 0))
+    assert cli.main(["bench", "--rounds", "0"]) == 2
+    assert cli.main(["bench", "--growth"]) == 2
+    assert "rounds is 0" in (errors := capsys.readouterr().err) and "bitlab bench train" in errors

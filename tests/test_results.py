@@ -82,6 +82,20 @@ def test_a_complete_row_is_averaged_over_tasks_with_mnli_once():
     assert students(found)[0].average is None
 
 
+def test_tasks_of_very_different_budgets_are_not_averaged():
+    """Quick everywhere: equal epochs. As in the paper: equal shares. Both are even; 20 epochs beside 2 are neither."""
+    two = [result("rte", preset="full"), result("mrpc", preset="full")]
+    for steps, even in ((200, True), (1000, True), (2000, False)):
+        two[0]["stages"][1]["steps"] = steps
+        row = rows(two, {column: GLUE[column] for column in ("RTE", "MRPC")})[1]
+        assert row.uneven is not even and (row.average is not None) is even
+    assert "very different times" in report(two, ("rte", "mrpc"))
+    cola = result("cola", preset="full")  # 50 epochs in the paper, RTE has 20
+    cola["stages"][1]["steps"] = 500
+    two[0]["stages"][1]["steps"] = 200
+    assert not rows([two[0], cola], {column: GLUE[column] for column in ("RTE", "CoLA")})[1].uneven
+
+
 def test_averages_over_chosen_tasks_are_of_these_alone_also_for_published_rows():
     text = report([result("rte", score=0.6), result("cola", score=0.3)], ("RTE", "cola"), "csv")
     lines = {(line["method"], line["precision"], line["data"]): line for line in csv.DictReader(io.StringIO(text))}

@@ -1,7 +1,6 @@
 """`bitlab bench`: packed inference against what torch offers, on the same shapes, interleaved.
 
-Each round runs every contender once, one after the other, so that a busy machine is busy for all of them alike; times
-are medians over the rounds, and ratios are medians of the ratios within a round. Contenders:
+Times are medians over the rounds, and ratios are medians of the ratios within a round (`bitlab.timing`). Contenders:
 
     float32           torch as it comes
     float32, medium   `torch.set_float32_matmul_precision("medium")`: on some processors another library, and its
@@ -33,6 +32,7 @@ from bitlab.layers import BinaryLinear
 from bitlab.packed import backends, kernel
 from bitlab.packed.layers import PackedLinear
 from bitlab.packed.model import pack
+from bitlab.timing import matmul_precision, measure, ratio
 
 SHAPES = ((768, 768, True), (768, 3072, True), (3072, 768, False))  # inputs, outputs, signed inputs: BERT-base
 BASELINE = "float32"
@@ -167,32 +167,14 @@ def encoder_rows(layers: int, length: int, batch: int, rounds: int) -> list[Row]
     if compiled := _c():
         contenders["packed, c"] = lambda: _with(compiled, packed, ids)
     what = f"{layers} layers, length {length}, batch {batch}"
-    return _rows(what, measure(contenders, rounds, at_least=0.0))
-
-
-def measure(contenders: dict[str, Callable], rounds: int, at_least: float) -> dict[str, list[float]]:
-    """Seconds of one call, for each contender and round; short calls are repeated for `at_least` seconds."""
-    repeats = {}
-    for name, call in contenders.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(at_least / (time.perf_counter() - start)))
-    times = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return times
+    return _rows(what, measure(contenders, rounds))
 
 
 def _rows(what: str, times: dict[str, list[float]], reached: dict | None = None) -> list[Row]:
     rows = []
     for name, seconds in times.items():
-        ratio = statistics.median(base / own for base, own in zip(times[BASELINE], seconds, strict=True))
-        rows.append(Row(what, name, statistics.median(seconds), min(seconds), ratio, (reached or {}).get(name)))
+        faster = 1 / ratio(seconds, times[BASELINE])
+        rows.append(Row(what, name, statistics.median(seconds), min(seconds), faster, (reached or {}).get(name)))
     return sorted(rows, key=lambda row: row.ratio)
 
 
@@ -215,12 +197,8 @@ def _int8(model: nn.Module) -> nn.Module | None:
 
 
 def _medium(call: Callable, *inputs):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with matmul_precision("medium"):
         return call(*inputs)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _with(backend, model: nn.Module, ids):

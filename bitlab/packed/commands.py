@@ -1,4 +1,4 @@
-"""`bitlab pack CHECKPOINT OUT` and `bitlab bench`, for the command line."""
+"""`bitlab pack CHECKPOINT OUT`, for the command line."""
 
 import argparse
 import json
@@ -76,22 +76,3 @@ def _report(result: dict) -> str:
         f"{result['precision']}: {result['bytes'] / 2**20:.2f} MiB, {result['times_smaller']} times smaller than "
         f"the float model's {result['float_bytes'] / 2**20:.1f}; {how}"
     )
-
-
-def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--layers", type=int, default=12, help="of the BERT-base encoder; 0: linear layers alone (default: 12)")
-    add("--length", type=int, default=128, help="tokens of a sentence (default: 128)")
-    add("--batch", type=int, action="append", help="sentences in a call; may be repeated (default: 1 and 8)")
-    add("--rounds", type=int, default=7, help="runs of each contender, interleaved (default: 7)")
-    add("--threads", type=int, default=1, help="threads (default: 1)")
-    add("--json", action="store_true", help="print the result as JSON")
-
-
-def bench_command(options: argparse.Namespace) -> int:
-    from bitlab.packed.bench import bench, table
-
-    batches = tuple(options.batch or (1, 8))
-    result = bench(options.layers, options.length, batches, options.rounds, options.threads)
-    print(json.dumps(result, indent=1) if options.json else table(result))
-    return 0

@@ -1,0 +1,181 @@
+"""`bitlab bench train`: what a step of binary distillation costs, beside a plain fine-tuning step on the same batch.
+
+The contenders are listed in `bitlab.training_step`. Ratios are taken within a round (`bitlab.timing`).
+"""
+
+import os
+import random
+import statistics
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import torch
+
+from bitlab import environment
+from bitlab.errors import BitlabError
+from bitlab.models import quiet
+from bitlab.timing import measure, ratio
+from bitlab.training_step import BASELINE, CONTENDERS, MINILM, OURS, Shape, Step
+
+STANDARD_ERROR = 2
+
+
+def bench(shape: Shape = MINILM, rounds: int = 5, threads: int = 1, names=tuple(CONTENDERS)) -> dict:
+    """Measure a step of each contender; returns what `bitlab bench train --json` prints.
+
+    Each row: name, median seconds, ratio to the baseline's (median over the rounds), microseconds a token, and MiB:
+    the most that tensors took at once during a step, weights and optimizer state included.
+    """
+    with _session(rounds, threads):
+        steps = {name: Step(shape, CONTENDERS[name]) for name in names}
+        times = measure(steps, rounds)
+        memory = {name: peak_memory(step) for name, step in steps.items()}
+    tokens = shape.batch * shape.length
+    rows = [
+        {
+            "name": name,
+            "seconds": statistics.median(seconds),
+            "ratio": ratio(seconds, times[BASELINE]),
+            "microseconds_a_token": 1e6 * statistics.median(seconds) / tokens,
+            "mib": memory[name] / 2**20,
+        }
+        for name, seconds in times.items()
+    ]
+    return _report(threads) | {"shape": asdict(shape), "rounds": rounds, "rows": rows}
+
+
+@contextmanager
+def _session(rounds: int, threads: int):
+    for name, value in (("rounds", rounds), ("threads", threads)):
+        if value < 1:
+            raise BitlabError(f"{name} is {value}: it must be 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with quiet(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _report(threads: int) -> dict:
+    return {"machine": environment.machine() | {"threads": threads}, "versions": environment.versions()}
+
+
+def peak_memory(step: Step) -> int:
+    """Bytes that tensors take at once during a step, at the most: weights, gradients, optimizer and what comes and
+    goes. On a GPU the allocator's own count; on a CPU the sum of the allocations that torch's profiler saw."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    with _silent(STANDARD_ERROR), torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak + _resident(step)
+
+
+@contextmanager
+def _silent(number: int):
+    """Keep what is written past Python, the profiler's own lines, off a file descriptor."""
+    copy, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, number)
+        yield
+    finally:
+        os.dup2(copy, number)
+        os.close(nowhere), os.close(copy)
+
+
+def _resident(step: Step) -> int:
+    """Bytes of what stays between two steps: weights of student and teacher, and the optimizer's state."""
+    models = [step.model, *getattr(step.trainer, "teachers", [])]
+    tensors = [p for model in models for p in model.parameters()]
+    tensors += [t for state in step.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+GROWTH = {"length": (32, 64, 128, 256, 512), "batch": (1, 4, 16, 64), "layers": (2, 4, 6, 12)}
+
+
+def growth(shape: Shape = MINILM, rounds: int = 3, threads: int = 1, axes: dict = GROWTH) -> dict:
+    """Seconds of a distillation step and of the plain one as one of length, batch and layers grows."""
+    found = {}
+    with _session(rounds, threads):
+        for axis, values in axes.items():
+            found[axis] = []
+            for value in values:
+                steps = {name: Step(replace(shape, **{axis: value}), CONTENDERS[name]) for name in (BASELINE, OURS)}
+                times = measure(steps, rounds)
+                found[axis].append({axis: value} | {name: statistics.median(times[name]) for name in steps})
+    return _report(threads) | {"shape": asdict(shape), "rounds": rounds, "growth": found}
+
+
+FIXED_LENGTH_RATIO = 2.6  # the least that a step of the released program costs beside plain fine-tuning, as measured
+
+
+def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: int = 8, threads: int = 1) -> dict:
+    """Real tokens a second on GLUE tasks: batches as they are trained on, against batches of the task's fixed length.
+
+    For each task `rounds` random batches of real lengths (the task's own batch size), each padded to its longest
+    sentence; beside each, a plain fine-tuning step at the task's maximal length. "times" is how many times more
+    real tokens a second our step takes than a fixed-length step at 2.6 times the plain one would.
+    """
+    from bitlab.models import load_tokenizer
+    from bitlab.tasks import get_glue_task
+    from bitlab.training import prepare
+
+    rows, tokenizer = [], load_tokenizer("minilm")
+    with _session(rounds, threads):
+        for name in names:
+            task = get_glue_task(name)
+            data = prepare(task, source, tokenizer)
+            lengths = [len(ids) for ids in data.train["input_ids"]]
+            shape = Shape(batch=task.batch_size, length=task.max_length)
+            rows.append({"task": name, "max_length": task.max_length} | _race(shape, lengths, rounds))
+    return _report(threads) | {"against": FIXED_LENGTH_RATIO, "tasks": rows}
+
+
+def _race(shape: Shape, lengths: list[int], rounds: int) -> dict:
+    choose = random.Random(0)
+    plain = Step(shape, CONTENDERS[BASELINE])
+    batches = [choose.sample(lengths, shape.batch) for _ in range(rounds)]
+    real = statistics.mean(sum(batch) for batch in batches)
+    row = {"padded_length": statistics.mean(map(max, batches)), "real_length": real / shape.batch}
+    for name, measures in ((OURS, CONTENDERS[OURS]), ("distillation, bf16", CONTENDERS["distillation, bf16"])):
+        ours = Step(shape, measures)
+        turns = iter([batches[0], *batches, *batches])  # the first warms up
+        times = measure({BASELINE: plain, OURS: lambda o=ours, t=turns: o(shape.inputs(max(next(t))))}, rounds)
+        fixed = FIXED_LENGTH_RATIO * statistics.mean(times[BASELINE])
+        mine = statistics.mean(times[OURS])
+        row[name] = {"real_tokens_a_second": real / mine, "times": fixed / mine}
+    return row
+
+
+def table(result: dict) -> str:
+    """A result of `bench`, `growth` or `tasks` for people to read."""
+    machine = result["machine"]
+    head = f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, torch "
+    lines = [head + result["versions"].get("torch", "")]
+    if "rows" in result:
+        shape = result["shape"]
+        lines.append("{layers} layers, width {width}, batch {batch}, length {length}".format(**shape))
+        lines += [
+            f"  {r['name']:28} {r['ratio']:5.2f} x  {r['seconds'] * 1e3:8.1f} ms  {r['microseconds_a_token']:7.1f} us "
+            f"a token  {r['mib']:7.0f} MiB"
+            for r in result["rows"]
+        ]
+    for axis, points in result.get("growth", {}).items():
+        lines += [f"  {axis} {p[axis]:4}: {p[OURS] * 1e3:9.1f} ms ({p[OURS] / p[BASELINE]:.2f} x)" for p in points]
+    for r in result.get("tasks", []):
+        rates = "   ".join(
+            f"{name}: {r[name]['real_tokens_a_second']:,.0f} real tokens a second, {r[name]['times']:.1f} times"
+            for name in (OURS, "distillation, bf16")
+        )
+        lines.append(f"  {r['task']:5} {r['real_length']:5.1f} of {r['max_length']:3} tokens are real   {rates}")
+    return "\n".join(lines)

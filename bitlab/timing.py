@@ -1,0 +1,54 @@
+"""Timing on machines that others use too: contenders run in turns, and ratios are taken within a turn."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+
+
+def measure(contenders: dict[str, Callable], rounds: int, at_least: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of one call, for each contender and round; short calls are repeated for `at_least` seconds.
+
+    Each round runs every contender once, one after the other, so that a busy machine is busy for all of them alike.
+    The first two calls of each are not counted: they compile, allocate and initialise.
+    """
+    repeats = {}
+    for name, call in contenders.items():
+        call()
+        repeats[name] = max(1, round(at_least / _seconds(call, 1)))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            times[name].append(_seconds(call, repeats[name]))
+    return times
+
+
+def _seconds(call: Callable, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def ratio(times: list[float], baseline: list[float]) -> float:
+    """How many times longer than the baseline: the median of the ratios within a round."""
+    return statistics.median(own / base for own, base in zip(times, baseline, strict=True))
+
+
+@contextmanager
+def matmul_precision(level: str):
+    """Set how float32 products are computed ("highest", "high", "medium"), and set it back at the end.
+
+    In "medium" a processor may take bf16 or TF32 factors with float32 sums. Binary products stay exact: -1, 0, 1 and
+    other small integers are exact in every one of these formats.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(level)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

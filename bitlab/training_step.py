@@ -1,0 +1,175 @@
+"""A training step that can be called alone, to be timed: plain fine-tuning, or distillation with and without each
+measure that makes it fast.
+
+A step is transformers' own: forward, backward, clipping, optimizer. The rows:
+
+    fine-tuning               torch as it comes, float32: 1.0
+    fine-tuning, medium       float32 products in their fastest form (`bitlab.timing.matmul_precision`)
+    fine-tuning, bf16         and in mixed precision
+    distillation              a W1A1 student and its teacher, with every measure
+    distillation, bf16        and in mixed precision (`--bf16`)
+    without ...               with every measure but one
+    as released               no measure, and the released program's loss, optimizer and teacher
+"""
+
+import copy
+import os
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from bitlab import fused
+from bitlab.binarizers import binarize_weight
+from bitlab.convert import binarize
+from bitlab.distillation import DistillationConfig, DistillationTrainer
+from bitlab.errors import BitlabError
+from bitlab.layers import BinaryEmbedding
+from bitlab.optim import parameter_groups
+from bitlab.timing import matmul_precision
+from bitlab.training import CPU
+
+BASELINE = "fine-tuning"
+OURS = "distillation"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A BERT encoder and a batch for it; the default is MiniLM's. `heads` have 32 channels each."""
+
+    layers: int = 6
+    width: int = 384
+    batch: int = 16
+    length: int = 128
+    vocabulary: int = 30_522
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise BitlabError(f"{name} is {value}: it must be 1 or more")
+        if self.width % 32 or self.length > 512:
+            raise BitlabError("the width must be a multiple of 32, and the length 512 at most")
+
+    def model(self) -> BertForSequenceClassification:
+        sizes = {"hidden_size": self.width, "num_attention_heads": self.width // 32}
+        sizes |= {"num_hidden_layers": self.layers, "intermediate_size": 4 * self.width}
+        return BertForSequenceClassification(BertConfig(vocab_size=self.vocabulary, **sizes))
+
+    def inputs(self, length: int | None = None) -> dict[str, torch.Tensor]:
+        """A batch without padding."""
+        ids = torch.randint(5, self.vocabulary, (self.batch, length or self.length))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(2, (self.batch,))}
+
+
+MINILM = Shape()
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What makes a step fast, each to be left out: see the list at the head of this module."""
+
+    distil: bool = True
+    compiled: bool = True
+    medium: bool = True
+    resting_teacher: bool = True
+    used_rows: bool = True
+    fused_adam: bool = True
+    bf16: bool = False
+    released: bool = False
+
+
+CONTENDERS = {
+    BASELINE: Measures(distil=False, medium=False),
+    "fine-tuning, medium": Measures(distil=False),
+    "fine-tuning, bf16": Measures(distil=False, bf16=True),
+    OURS: Measures(),
+    "distillation, bf16": Measures(bf16=True),
+    "without compiled formulas": Measures(compiled=False),
+    "without fast products": Measures(medium=False),
+    "teacher in training mode": Measures(resting_teacher=False),
+    "whole embedding binarized": Measures(used_rows=False),
+    "without fused AdamW": Measures(fused_adam=False),
+    "as released": Measures(
+        compiled=False, medium=False, resting_teacher=False, used_rows=False, fused_adam=False, released=True
+    ),
+}
+
+
+class Step:
+    """One training step of a model on `shape`, to be called again and again.
+
+    Args: inputs: the batch; one without padding if None. A call takes another batch in its place.
+    """
+
+    def __init__(self, shape: Shape, measures: Measures, inputs: dict | None = None):
+        self.measures, self.inputs = measures, inputs or shape.inputs()
+        model = shape.model()
+        teacher = copy.deepcopy(model) if measures.distil else None
+        options = TrainingArguments(
+            tempfile.gettempdir(), bf16=measures.bf16, report_to=[], use_cpu=CPU, disable_tqdm=True
+        )
+        if not measures.distil:
+            self.trainer = Trainer(model, options)
+        else:
+            model = binarize(model)
+            if not measures.used_rows:
+                _binarize_whole_embedding(model)
+            loss = DistillationConfig(teacher_dropout=not measures.resting_teacher)
+            loss = DistillationConfig.released() if measures.released else loss
+            self.trainer = DistillationTrainer(
+                model, teacher, options, distillation=loss, released_optimizer=measures.released
+            )
+        self.optimizer = self._optimizer()
+        self.trainer.accelerator.prepare_model(model)
+        self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train() would set
+        self.model = model
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.measures.distil and not self.measures.fused_adam and not self.measures.released:
+            return torch.optim.AdamW(parameter_groups(self.trainer.model, 5e-5), foreach=False, fused=False)
+        return self.trainer.create_optimizer()
+
+    def __call__(self, inputs: dict | None = None) -> torch.Tensor:
+        """Returns the loss before the step."""
+        with self._environment():
+            loss = self.trainer.training_step(self.model, dict(inputs or self.inputs))
+            if not self.measures.released:  # that optimizer clips by itself
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss
+
+    @contextmanager
+    def _environment(self):
+        with ExitStack() as stack:
+            if self.measures.medium:
+                stack.enter_context(matmul_precision("medium"))
+            if not self.measures.compiled:
+                stack.enter_context(_uncompiled())
+            yield
+
+
+@contextmanager
+def _uncompiled():
+    before = os.environ.get(fused.VARIABLE)
+    os.environ[fused.VARIABLE] = "off"
+    try:
+        yield
+    finally:
+        os.environ.pop(fused.VARIABLE)
+        if before is not None:
+            os.environ[fused.VARIABLE] = before
+
+
+class _WholeEmbedding(BinaryEmbedding):
+    def forward(self, ids):
+        return F.embedding(ids, binarize_weight(self.weight, per_row=True), self.padding_idx)
+
+
+def _binarize_whole_embedding(model) -> None:
+    for module in model.modules():
+        if isinstance(module, BinaryEmbedding):
+            module.__class__ = _WholeEmbedding

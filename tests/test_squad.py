@@ -1,0 +1,403 @@
+"""SQuAD from text to answers: windows, n-best answers, prediction files, whole experiments, packed models."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from bitlab import cli, experiments, training
+from bitlab.answers import best_answers, best_texts
+from bitlab.data.sample import sample_squad, sample_tokenizer
+from bitlab.data.schema import SQUAD_FEATURES
+from bitlab.data.squad import read_squad
+from bitlab.data.windows import Windows, WindowSizes, encode_windows
+from bitlab.errors import BitlabError
+from bitlab.experiments import Experiment, run
+from bitlab.metrics import normalize_answer, squad_metrics
+from bitlab.models import load_model, load_tokenizer
+from bitlab.packed import load_packed
+from bitlab.prepared import prepare
+from bitlab.tasks import SQUAD, get_task
+
+REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
+TINY = {"max_steps": 12, "batch_size": 8, "train_examples": 48, "schedule": "W1A1"}
+SMALL = WindowSizes(max_length=20, stride=4, question_length=5)
+WORDS = "the cook is in the kitchen . the nurse left at noon . the king sold the red lamp . the boy is happy ."
+
+
+@pytest.fixture(autouse=True)
+def _cheap(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITLAB_FUSED", "off")
+    monkeypatch.delenv("BITLAB_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rows(*questions, context=WORDS):
+    """(question, answer) pairs on one paragraph."""
+    made = [
+        {
+            "id": f"q{i}",
+            "title": "",
+            "context": context,
+            "question": question,
+            "answers": {"text": [answer], "answer_start": [context.index(answer)]},
+        }
+        for i, (question, answer) in enumerate(questions)
+    ]
+    return Dataset.from_list(made, features=SQUAD_FEATURES)
+
+
+def oracle(windows):
+    """Logits of a model that knows where the labels are."""
+    tokens = windows.tokens
+    start = np.full((len(tokens), max(map(len, tokens["input_ids"]))), -5.0)
+    end = start.copy()
+    start[np.arange(len(tokens)), tokens["start_positions"]] = 5
+    end[np.arange(len(tokens)), tokens["end_positions"]] = 5
+    return start, end
+
+
+def real(name):
+    path = next((p for p in (REAL / f"{name}.json", REAL / "squad" / f"{name}.json") if p.is_file()), None)
+    if path is None:
+        pytest.skip(f"no {name}.json in {REAL}")
+    return path
+
+
+# --------------------------------------------------------------------------------------------- windows
+
+
+def test_a_long_paragraph_is_cut_into_windows_that_overlap():
+    tokenizer = sample_tokenizer()
+    windows = encode_windows(rows(("what did the king sell ?", "the red lamp")), tokenizer, SMALL)
+    texts = [
+        [WORDS[a:b] for a, b in offsets if a >= 0] for offsets in windows.offsets
+    ]  # 20 tokens: [CLS], 5 of the question, [SEP], 12 of the paragraph, [SEP]
+    words = WORDS.split()
+    assert texts == [words[0:12], words[8:20], words[16:]] and list(windows.questions) == [0, 0, 0]
+    for row, offsets in zip(windows.tokens, windows.offsets, strict=True):
+        assert len(row["input_ids"]) == len(offsets) <= 20
+        shown = tokenizer.decode(row["input_ids"][:7])
+        assert shown == "[CLS] what did the king sell [SEP]"  # five words, the question mark is cut off
+        for token, (a, b) in zip(row["input_ids"], offsets, strict=True):
+            assert a < 0 or tokenizer.convert_ids_to_tokens(token) == WORDS[a:b]
+
+
+def test_labels_point_to_the_answer_or_to_cls():
+    questions = (("who ?", "the red lamp"), ("who ?", "the cook is in"), ("who ?", "happy"), ("who ?", WORDS))
+    made = rows(*questions)
+    windows = encode_windows(made, sample_tokenizer(), SMALL)
+    found = {i: [] for i in range(len(questions))}
+    for question, row, offsets in zip(windows.questions, windows.tokens, windows.offsets, strict=True):
+        start, end = row["start_positions"], row["end_positions"]
+        text = WORDS[offsets[start, 0] : offsets[end, 1]] if start else ""
+        assert start or end == 0
+        found[question].append(text)
+        whole = " ".join(WORDS[a:b] for a, b in offsets if a >= 0)
+        assert (text != "") == (questions[question][1] in whole)
+    assert {t for i in range(3) for t in found[i]} == {"", "the red lamp", "the cook is in", "happy"}
+    assert set(found[3]) == {""}  # longer than any window
+
+
+def test_answers_in_the_middle_of_a_token_and_with_blanks_take_the_whole_token():
+    made = rows(("?", "itche"), ("?", " noon "), context="the kitchen at noon .")
+    windows = encode_windows(made, sample_tokenizer(), SMALL)
+    for row, offsets, text in zip(windows.tokens, windows.offsets, ("kitchen", "noon"), strict=True):
+        a, b = offsets[row["start_positions"], 0], offsets[row["end_positions"], 1]
+        assert "the kitchen at noon ."[a:b] == text
+
+
+def test_a_model_that_reads_less_gets_smaller_windows():
+    tokenizer = sample_tokenizer()
+    assert WindowSizes.fitting(tokenizer) == WindowSizes(128, 42, 21)
+    tokenizer.model_max_length = 512
+    assert WindowSizes.fitting(tokenizer) == WindowSizes(384, 128, 64)
+    assert WindowSizes.fitting(tokenizer, 100, 7, 9) == WindowSizes(100, 7, 9)
+    assert WindowSizes.fitting(tokenizer, stride=0).stride == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"max_length": 129}, "windows of 129 tokens are too long: this model reads 128 at most"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"stride": -1}, "stride is -1: give 0"),
+        ({"question_length": 0}, "question_length is 0"),
+        ({"max_length": 30, "question_length": 10, "stride": 17}, "leave 17 for the paragraph"),
+    ],
+)
+def test_window_sizes_that_make_no_sense(sizes, says):
+    with pytest.raises(BitlabError, match=says) as caught:
+        prepare(SQUAD, "sample", sample_tokenizer(), **sizes)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BitlabError, match="is for SQuAD: RTE has no windows"):
+        prepare(get_task("rte"), "sample", sample_tokenizer(), **sizes)
+
+
+def test_a_slow_tokenizer_is_refused():
+    tokenizer = sample_tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(tokenizer), "is_fast", False)
+        with pytest.raises(BitlabError, match="SQuAD needs a fast tokenizer"):
+            encode_windows(rows(("?", "noon")), tokenizer, SMALL)
+
+
+# --------------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("sizes", [WindowSizes(128, 42, 21), WindowSizes(30, 10, 8)])
+def test_whoever_knows_the_labels_answers_everything(sizes):
+    dev = sample_squad(1, 100)["validation"]
+    windows = encode_windows(dev, sample_tokenizer(), sizes)
+    assert (len(windows.questions) > 100) == (sizes.max_length == 30)
+    answers = best_answers(dev, windows, *oracle(windows))
+    assert squad_metrics(best_texts(answers), dev) == {"exact_match": 1.0, "f1": 1.0}
+    assert list(answers) == dev["id"][:]
+
+
+def one_window(size=8):
+    """A paragraph "a b c ..." of one letter a token, two tokens that are not the paragraph's before it."""
+    context = " ".join("abcdefgh"[:size])
+    offsets = np.array([(-1, -1)] * 2 + [(2 * i, 2 * i + 1) for i in range(size)], dtype=np.int32)
+    made = rows(("?", "a"), context=context)
+    return made, Windows(Dataset.from_dict({}), np.array([0]), [offsets])
+
+
+def logits(size, **places):
+    values = np.full((1, size), -10.0)
+    for place, value in places.items():
+        values[0, int(place[1:])] = value
+    return values
+
+
+def test_the_n_best_answers_in_order():
+    made, windows = one_window()
+    start, end = logits(10, t2=3.0, t4=1.0, t1=9.0), logits(10, t5=4.0, t3=2.5, t0=9.0)
+    answers = best_answers(made, windows, start, end, n_best=3)["q0"]
+    # t1 and t0 are the question's; c d = 1 + 4; a b c d = 3 + 4; a b = 3 + 2.5; c ... b would end before it starts
+    assert [a["text"] for a in answers] == ["a b c d", "a b", "c d"]
+    assert [(a["start_logit"], a["end_logit"]) for a in answers] == [(3, 4), (3, 2.5), (1, 4)]
+    weights = np.exp([7, 5.5, 5])
+    assert [a["probability"] for a in answers] == pytest.approx(weights / weights.sum(), abs=1e-6)
+    for longest, best in ((2, "a b"), (3, "a b"), (4, "a b c d")):
+        assert best_answers(made, windows, start, end, max_answer_length=longest)["q0"][0]["text"] == best
+
+
+def test_no_start_goes_with_any_end():
+    made, windows = one_window()
+    (answer,) = best_answers(made, windows, logits(10, t5=1.0), logits(10, t3=1.0), n_best=1)["q0"]
+    assert answer["text"] == "" and answer["probability"] == 1
+
+
+def test_two_windows_of_one_question():
+    made, windows = one_window()
+    both = Windows(windows.tokens, np.array([0, 0]), windows.offsets * 2)
+    start = np.concatenate([logits(10, t2=1.0), logits(10, t2=2.0)])
+    end = np.concatenate([logits(10, t3=1.0), logits(10, t3=1.0, t4=0.5)])
+    for order in (slice(None), slice(None, None, -1)):
+        answers = best_answers(made, both, start[order], end[order])["q0"]
+        assert [(a["text"], a["start_logit"]) for a in answers[:2]] == [("a b", 2), ("a b c", 2)]
+        assert len({a["text"] for a in answers}) == len(answers)
+
+
+def test_padding_is_not_looked_at():
+    made, windows = one_window()
+    start, end = logits(14, t3=1.0, t12=99.0), logits(14, t4=1.0, t13=99.0)
+    assert best_texts(best_answers(made, windows, start, end, n_best=1)) == {"q0": "b c"}
+
+
+def moved(answer):
+    """An answer's words moved on by one: the first is lost, a foreign one is gained."""
+    return " ".join([*normalize_answer(answer).split()[1:], "qzqz"])
+
+
+@pytest.mark.parametrize("source", ["sample", "dev-v1.1"])
+def test_metrics_of_moved_answers(source):
+    """Of n words n - 1 are shared, in answer and prediction alike: F1 is (n - 1) / n, no match is exact."""
+    dev = sample_squad()["validation"] if source == "sample" else read_squad(real(source))
+    references = [{"id": r["id"], "answers": {"text": r["answers"]["text"][:1]}} for r in dev]
+    lengths = np.array([len(normalize_answer(r["answers"]["text"][0]).split()) for r in references])
+    expected = np.mean((lengths - 1).clip(0) / lengths.clip(1))
+    predictions = {r["id"]: moved(r["answers"]["text"][0]) for r in references}
+    found = squad_metrics(predictions, references)
+    assert found == {"exact_match": 0.0, "f1": pytest.approx(expected, abs=1e-12)} and 0.1 < expected < 0.7
+    assert squad_metrics(predictions, dev)["f1"] >= expected  # all references: the best of them counts
+
+
+def test_the_complete_dev_file_has_the_fields_windows():
+    """10,784 windows of 384 in bert-base-uncased's words; labels give back all answers but parts of words."""
+    dev = read_squad(real("dev-v1.1"))
+    try:
+        tokenizer = load_tokenizer("minilm")
+    except BitlabError as error:
+        pytest.skip(str(error))
+    windows = encode_windows(dev, tokenizer, WindowSizes())
+    assert len(windows.questions) == 10784
+    found = squad_metrics(best_texts(best_answers(dev, windows, *oracle(windows))), dev)
+    assert 0.997 < found["exact_match"] < found["f1"] < 1
+
+
+# ----------------------------------------------------------------------------------------- experiments
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The original files' layout, with a part of the sample questions."""
+    root = tmp_path_factory.mktemp("data")
+    for split, name, count in (("train", "train-v1.1", 64), ("validation", "dev-v1.1", 40)):
+        paragraphs = [
+            {
+                "context": r["context"],
+                "qas": [
+                    {
+                        "id": r["id"],
+                        "question": r["question"],
+                        "answers": [{"text": r["answers"]["text"][0], "answer_start": r["answers"]["answer_start"][0]}],
+                    }
+                ],
+            }
+            for r in sample_squad()[split].select(range(count))
+        ]
+        document = {"version": "1.1", "data": [{"title": "Sample", "paragraphs": paragraphs}]}
+        (root / f"{name}.json").write_text(json.dumps(document))
+    return root
+
+
+def go(output, folder, **options):
+    return run(Experiment("squad", data=str(folder), **TINY | options), output, report=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, folder):
+    output = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITLAB_FUSED", "off")
+        return output, go(output, folder)
+
+
+def test_the_result_and_the_files_beside_each_stage(finished, folder):
+    output, result = finished
+    assert result["task"] == "squad" and [s["precision"] for s in result["stages"]] == ["W32A32", "W1A1"]
+    config = result["config"]
+    assert (config["max_length"], config["stride"], config["question_length"]) == (128, 42, 21)
+    assert config["questions"] == {"train": 48, "validation": 40} == config["examples"]
+    dev = read_squad(folder / "dev-v1.1.json")
+    for stage in result["stages"]:
+        predictions = json.loads((output / stage["precision"] / "predictions.json").read_text())
+        best = json.loads((output / stage["precision"] / "nbest_predictions.json").read_text())
+        assert list(predictions) == list(best) == dev["id"][:]
+        assert all(ranked[0]["text"] == predictions[name] and len(ranked) <= 20 for name, ranked in best.items())
+        assert squad_metrics(predictions, dev) == stage["metrics"]
+        assert stage["score"] == pytest.approx((stage["metrics"]["exact_match"] + stage["metrics"]["f1"]) / 2)
+        assert all(predictions[r["id"]] in r["context"] for r in dev)
+
+
+def test_a_model_learns_to_answer(tmp_path):
+    """What the course and the quick preset rest on, in small: the loss of start and end teaches."""
+    data = prepare(SQUAD, "sample", sample_tokenizer())
+    model = load_model("sample", "squad")
+    before = training.evaluate(model, data)[1]["f1"]
+    settings = Experiment("squad", max_steps=60).settings("W32A32")
+    training.train_stage(model, [], data, settings, tmp_path / "training", 0, None)
+    assert before < 0.3 and training.evaluate(model, data)[1]["f1"] > before + 0.2
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_interrupted_and_gone_on_with(tmp_path, folder, finished, monkeypatch):
+    output, result = finished
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        predict = experiments.predict
+        patch.setattr(
+            experiments, "predict", lambda m, d: die() if hasattr(m.config, "quantization_config") else predict(m, d)
+        )
+        with pytest.raises(Killed):
+            go(tmp_path / "run", folder)
+    assert not (tmp_path / "run" / "W1A1").exists() and (tmp_path / "run" / "W32A32" / "predictions.json").exists()
+    again = go(tmp_path / "run", folder)
+    assert [s["metrics"] for s in again["stages"]] == [s["metrics"] for s in result["stages"]]
+    for name in ("predictions.json", "nbest_predictions.json"):
+        assert (tmp_path / "run" / "W1A1" / name).read_text() == (output / "W1A1" / name).read_text()
+
+
+def test_as_released_all_windows_have_one_length(tmp_path, folder):
+    result = go(tmp_path / "run", folder, method="bit-released", max_steps=2, max_length=48)
+    assert result["config"]["max_length"] == 48 and result["config"]["stride"] == 16
+    data = prepare(SQUAD, str(folder), sample_tokenizer(), fixed_length=True, max_length=48)
+    assert data.collate([data.train[0], data.train[1]])["input_ids"].shape == (2, 48)
+
+
+def test_the_best_of_ten_dev_evaluations(tmp_path, folder):
+    result = go(tmp_path / "run", folder, selection="best", max_steps=10, learning_rate=5e-3)
+    log = json.loads((tmp_path / "run" / "W1A1" / "log.json").read_text())
+    found = [entry["eval_score"] for entry in log if "eval_score" in entry]
+    assert len(found) == 10 and result["stages"][1]["score"] == pytest.approx(max(found), abs=0.03)
+
+
+def test_the_papers_recipe():
+    paper = Experiment("squad", model="minilm", preset="full").settings("W1A1")
+    assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.warmup) == (3, 16, 3e-5, 0.2)
+    assert Experiment("squad", model="minilm", preset="full").settings("W32A32").epochs == 3
+
+
+def test_the_trivial_score_is_that_of_the_commonest_answer(folder):
+    data = prepare(SQUAD, str(folder), sample_tokenizer())
+    answers = [normalize_answer(a["text"][0]) for a in data.questions["answers"]]
+    most = max(set(answers), key=answers.count)
+    exact = answers.count(most) / len(answers)
+    assert 0 < exact <= data.trivial_score() < 0.5
+
+
+def test_a_published_teacher_has_to_reach_its_published_score(tmp_path, folder, monkeypatch):
+    """csarron's model is expected at BERT-base's 82.6 / 89.7, less the margin; any other above the trivial score."""
+    monkeypatch.setattr(experiments, "load_tokenizer", lambda name: sample_tokenizer())
+    monkeypatch.setattr(experiments, "load_model", lambda name, task, **options: load_model("sample", task))
+    with pytest.raises(BitlabError, match=r"teacher 'bert-base-uncased-squad-v1' scores 0\.\d+ .* above 0\.81[12]"):
+        go(tmp_path / "run", folder, teacher="csarron/bert-base-uncased-squad-v1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_diverged_predictions_are_an_error(folder):
+    data = prepare(SQUAD, str(folder), sample_tokenizer())
+    start, end = oracle(data.windows)
+    end[0, 0] = np.nan
+    with pytest.raises(BitlabError, match=r"SQuAD v1\.1: predictions hold NaN"):
+        data.metrics({"validation": (start, end)})
+
+
+# -------------------------------------------------------------------------------------- packed, command line
+
+
+def test_packed_gives_the_same_answers(finished, folder, tmp_path, capsys):
+    output, _ = finished
+    assert cli.main(["pack", str(output / "W1A1"), str(tmp_path / "packed")]) == 0
+    data = prepare(SQUAD, str(folder), load_tokenizer(tmp_path / "packed"))
+    inputs = data.collate([{k: r[k] for k in data.tokenizer.model_input_names} for r in data.evaluations["validation"]])
+    with torch.no_grad():
+        found = load_packed(tmp_path / "packed")(**inputs)
+    files = data.files({"validation": (found.start_logits.numpy(), found.end_logits.numpy())})
+    for name, content in files.items():
+        assert content == json.loads((output / "W1A1" / name).read_text())
+
+
+def test_the_command(capsys, folder, tmp_path):
+    command = f"squad --data {folder} --max-steps 2 --schedule W1A1 --train-examples 20 --max-length 64 --stride 9"
+    assert cli.main([*command.split(), "--question-length", "8", "--json", "--output", "run"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads(Path("run/result.json").read_text())
+    assert [result["config"][name] for name in ("max_length", "stride", "question_length")] == [64, 9, 8]
+    assert set(result["stages"][1]["metrics"]) == {"exact_match", "f1"}
