@@ -59,8 +59,11 @@ def _parser() -> Parser:
     augment.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
     _add_augment_options(augment)
     augment.set_defaults(command=_augment)
-    results = commands.add_parser("results", help="the stored results, or store a finished run")
+    results = commands.add_parser("results", help="the table of stored results, or store a finished run")
     results.add_argument("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
+    results.add_argument("--format", default="text", help="text, markdown or csv (default: text)")
+    results.add_argument("--tasks", help="only these, averages over them alone: for instance cola,rte or squad")
+    results.add_argument("--folder", metavar="DIR", help="where results are stored (default: results/)")
     results.set_defaults(command=_results)
     return parser
 
@@ -131,6 +134,7 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=float, help="of each distillation stage")
     add("--batch-size", type=int, help="of each distillation stage")
     add("--learning-rate", type=float, help="of each distillation stage")
+    add("--alpha-learning-rate", type=float, default=1e-4, help="of the scales, in each distillation stage")
     add("--teacher-epochs", type=float, help="of the teacher's fine-tuning")
     add("--teacher-learning-rate", type=float, help="of the teacher's fine-tuning")
     add(
@@ -228,9 +232,13 @@ def _augment(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
-    from bitlab import results
+    from bitlab import results, tables
 
-    print(results.store(options.run) if options.run else results.table(results.load()))
+    folder = options.folder or results.FOLDER
+    if options.run:
+        print(results.store(options.run, folder))
+    else:
+        print(tables.report(results.load(folder), options.tasks and options.tasks.split(","), options.format))
     return 0
 
 

@@ -14,6 +14,7 @@ quick (default) or full; BITLAB_STRICT=1 makes `check` raise; BITLAB_HEADLESS, s
 what needs a person.
 """
 
+import gc
 import os
 import platform
 import random
@@ -113,6 +114,7 @@ def start(notebook: str, seed: int = 0) -> Lab:
     plots.use_style()
     quiet(progress=lab.full and not headless())
     print(f"{versions()} | preset {lab.preset}, seed {seed}, {lab.device}")
+    gc.freeze()  # every training ends with a search for garbage; among the libraries loaded by now there is none
     return lab
 
 

@@ -26,6 +26,7 @@ from bitlab.training import Prepared, predict, prepare, processes, train_stage
 
 Report = Callable[[str], None]
 WINDOW_SIZES = ("max_length", "stride", "question_length")
+QUICK_TEST = 20_000  # a quick run leaves larger test splits out (QQP's has 391,000 pairs)
 PUBLISHED_MARGIN = 0.05  # a published teacher may score this much below its paper: other versions, other padding
 
 
@@ -34,7 +35,8 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
 
     Args:
         output: the folder; `runs/<folder_name>` if None. It ends up holding `result.json` and, for every stage, an
-            ordinary Hugging Face folder (`W32A32/`, `W1A2/`, ...) with `stage.json` and the log of its training.
+            ordinary Hugging Face folder (`W32A32/`, `W1A2/`, ...) with `stage.json`, the log of its training, and its
+            predictions in the official format: on dev, and in the last stage on test where the data have one.
         again: run even if the folder holds the finished result of the same experiment.
         report: called with one line at a time about what happens.
     Returns: the content of `result.json`: task, method, model, data, seed, schedule, stages, config, versions,
@@ -156,6 +158,9 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
     if precision == FULL and score <= data.trivial_score():
         report(f"  note: the teacher does not beat a constant answer ({data.trivial_score():.3f}): train it longer")
     seconds = round(time.monotonic() - started, 1)
+    if precision == schedule.precisions[-1]:
+        tests = data.encoded_tests(math.inf if experiment.preset == "full" else QUICK_TEST)
+        files |= data.files(predict(model, data, tests)) if tests else {}
     record = {"precision": precision, "score": score, "metrics": metrics, "steps": steps, "seconds": seconds}
     _save_stage(folder / precision, model, data, record, log, files)
     if processes().is_main_process:
@@ -215,7 +220,7 @@ def _teachers(experiment, full, previous) -> list[PreTrainedModel]:
 
 
 def _save_stage(
-    folder: Path, model: PreTrainedModel, data: Prepared, record: dict, log: list[dict], files: dict[str, dict]
+    folder: Path, model: PreTrainedModel, data: Prepared, record: dict, log: list[dict], files: dict[str, dict | str]
 ) -> None:
     """Write a stage's Hugging Face folder, whole or not at all; other processes wait for it."""
     if processes().is_main_process:
@@ -223,6 +228,6 @@ def _save_stage(
             model.save_pretrained(partial)
             data.tokenizer.save_pretrained(partial)
             for name, content in {"log.json": log, **files}.items():
-                runs.write_json(partial / name, content)
+                (runs.write_text if isinstance(content, str) else runs.write_json)(partial / name, content)
             runs.write_json(partial / "stage.json", record)
     processes().wait_for_everyone()

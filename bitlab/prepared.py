@@ -1,13 +1,14 @@
 """A task's data as tokens, ready for training and evaluation: one interface for the GLUE tasks and for SQuAD."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from bitlab import submission
 from bitlab.answers import best_answers, best_texts
 from bitlab.data.augment import load_augmented
 from bitlab.data.glue import encode, load_glue
@@ -31,6 +32,7 @@ class Prepared:
     fixed_length: bool = False
     augmented: Dataset | None = None
     augmentation: dict | None = None  # what is known of `augmented`, for the result file
+    tests: dict[str, Dataset] = field(default_factory=dict)  # as they were read: most runs never look at them
 
     def augment(self, path: str) -> None:
         """Let distillation train on a table of `bitlab augment` (see `load_augmented`) in place of `train`."""
@@ -69,9 +71,19 @@ class Prepared:
         """The task's number: the mean of its metrics (SQuAD's too: of exact match and F1), as a fraction."""
         return float(np.mean(list(metrics.values())))
 
-    def files(self, predictions: dict[str, np.ndarray]) -> dict[str, dict]:
-        """Predictions in the task's official formats, by file name; what is written beside a stage's model."""
-        return {}
+    def files(self, predictions: dict[str, np.ndarray]) -> dict[str, dict | str]:
+        """Predictions in the task's official formats, by file name ("predictions/dev/RTE.tsv"): a JSON object or a
+        text; what is written beside a stage's model."""
+        kinds = {name: "dev" if name.startswith("validation") else "test" for name in predictions}
+        return {
+            f"predictions/{kinds[name]}/{submission.file_name(self.task, name)}": submission.content(self.task, logits)
+            for name, logits in predictions.items()
+        }
+
+    def encoded_tests(self, limit: float) -> dict[str, Dataset]:
+        """The test splits as tokens without labels, made when asked for; not those of more than `limit` examples."""
+        small = {name: rows for name, rows in self.tests.items() if len(rows) <= limit}
+        return {n: encode(rows, self.task, self.tokenizer).remove_columns("labels") for n, rows in small.items()}
 
     def trivial_score(self) -> float:
         """What the most frequent class (or a constant) scores on dev."""
@@ -151,7 +163,8 @@ def prepare(
         train = train.select(range(min(train_examples, len(train))))
     if not spans:
         evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
-        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length)
+        tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
+        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests)
     dev = splits[present[0]]
     windows = encode_windows(dev, tokenizer, sizes)
     return PreparedSpans(

@@ -1,30 +1,58 @@
-"""Stored results: one small JSON file a run in results/, its configuration and loss curve included."""
+"""Stored results: one small JSON file a run in results/, its configuration and loss curve included; published ones.
 
+`bitlab.rows` makes rows of them and `bitlab.tables` prints these.
+"""
+
+import csv
+import functools
+import json
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
 from bitlab import runs
+from bitlab.config import BitConfig
+from bitlab.convert import binarize
+from bitlab.cost import summary
+from bitlab.data.sample import sample_config
 from bitlab.errors import BitlabError
-from bitlab.tasks import get_task
+from bitlab.models import load_model, minilm_folder
+from bitlab.rows import GLUE, SQUAD, Row, runs_of
+from bitlab.schedule import FULL
 
 FOLDER = Path(__file__).parent.parent / "results"
+PUBLISHED = Path(__file__).parent / "published"
 CURVE_POINTS = 10
+
+# ------------------------------------------------------------------------------------------------ files
 
 
 def store(run: str | Path, folder: str | Path = FOLDER) -> Path:
-    """Copy a finished run's result, with its loss curve thinned to ten points a stage, into the results folder.
+    """Copy a finished run's result, with its loss curves and its models' costs, into the results folder.
 
     Args: run: the folder of a run, holding result.json. folder: where results are kept.
     Returns: the new file, named after the run. Errors: BitlabError if the run is not finished.
     """
-    run, folder = Path(run), Path(folder)
+    result = collect(run)
+    path = Path(folder) / f"{result.pop('name')}.json"
+    path.parent.mkdir(exist_ok=True)
+    runs.write_json(path, result)
+    return path
+
+
+def collect(run: str | Path) -> dict:
+    """A finished run as `load` would give it once stored: curves thinned to ten points a stage, and the models' costs.
+
+    Errors: BitlabError if the run is not finished.
+    """
+    run = Path(run)
     result = runs.read_json(run / runs.RESULT)
     if result is None:
         raise BitlabError(f"{run} holds no {runs.RESULT}: run the same experiment again to finish it")
-    result["curves"] = {stage["precision"]: _curve(run / stage["precision"]) for stage in result["stages"]}
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{run.name}.json"
-    runs.write_json(path, result)
-    return path
+    stages = [stage["precision"] for stage in result["stages"]]
+    costs = {name: _cost(load_model(run / name, result["task"])) for name in stages if (run / name).is_dir()}
+    return {"name": run.name, **result, "curves": {name: _curve(run / name) for name in stages}, "cost": costs}
 
 
 def _curve(stage: Path) -> list[tuple[int, float]]:
@@ -38,19 +66,70 @@ def _curve(stage: Path) -> list[tuple[int, float]]:
 
 
 def load(folder: str | Path = FOLDER) -> list[dict]:
-    """All stored results, by file name; each gets its file's name as "name"."""
-    paths = sorted(Path(folder).glob("*.json"))
-    return [{"name": path.stem, **runs.read_json(path)} for path in paths]
+    """All stored results, by file name; each gets its file's name as "name".
+
+    Errors: BitlabError, one line, for a file that is no stored result.
+    """
+    return [_checked(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
-def table(results: list[dict]) -> str:
-    """One line a result: task, model, data, method, seed, and the score (percent) and steps of every stage."""
-    lines = []
-    for r in results:
-        stages = "  ".join(f"{s['precision']} {100 * s['score']:5.1f} ({s['steps']} steps)" for s in r["stages"])
-        examples = r["config"]["examples"]["train"]
-        lines.append(
-            f"{get_task(r['task']).title:6} {r['model']:8} {r['data']:8} {examples:6} examples  {r['method']:12} "
-            f"seed {r['seed']}  {stages}"
-        )
-    return "\n".join(lines) or "no results stored"
+def _checked(path: Path) -> dict:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        result.setdefault("cost", _known_costs(result))
+        runs_of(result)
+        return {"name": path.stem, **result}
+    except BitlabError as error:
+        reason = str(error)
+    except (KeyError, IndexError) as error:
+        reason = f"no {error}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error)
+    raise BitlabError(f"{path.name} is no stored result ({reason}): delete it, or store its run again")
+
+
+def published(name: str = "glue") -> list[Row]:
+    """The rows that a paper prints: "glue", "glue_augmented" or "squad" (see published/README.md for the sources)."""
+    columns = SQUAD if name == "squad" else GLUE
+    with open(PUBLISHED / f"{name}.csv", encoding="utf-8") as file:
+        source = "published" + name.removeprefix("glue").removeprefix("squad").replace("_", ", ")
+        return [_published_row(line, columns, source) for line in csv.DictReader(file)]
+
+
+def _published_row(line: dict[str, str], columns: dict, source: str) -> Row:
+    weights, _, activations = line["bits"].split("-")
+    printed = {column: float(line[column if column in line else column.lower()]) for column in columns}
+    if "avg" in line:
+        printed["avg"] = float(line["avg"])
+    size, flops = (float(line[key]) if key in line else None for key in ("size_mib", "flops_g"))
+    method = "full precision" if weights == "32" else line["method"]
+    return Row("BERT-base", source, method, f"W{weights}A{activations}", "", columns, {}, printed, size, flops)
+
+
+# ------------------------------------------------------------------------------------------------ costs
+
+
+def _cost(model) -> list[float]:
+    """[MiB, GFLOPs at length 128] of a model."""
+    counted = summary(model)
+    return [round(counted.mib, 3), round(counted.flops / 1e9, 4)]
+
+
+def _known_costs(result: dict) -> dict[str, list[float]]:
+    """The costs of a result that was stored without them, as far as its model is one that comes with bitlab."""
+    if result["method"] not in ("bit", "bit-released"):
+        return {}
+    names = [stage["precision"] for stage in result["stages"]]
+    return {name: cost for name in names if (cost := _named_cost(result["model"], name))}
+
+
+@functools.cache
+def _named_cost(model: str, precision: str) -> list[float] | None:
+    """The cost of a model that comes with bitlab, counted without its weights; None for another one."""
+    try:
+        config = {"sample": sample_config, "minilm": lambda: AutoConfig.from_pretrained(minilm_folder())}[model]()
+    except (KeyError, BitlabError):
+        return None
+    with torch.device("meta"):
+        empty = AutoModelForSequenceClassification.from_config(config)
+        return _cost(empty if precision == FULL else binarize(empty, BitConfig.from_precision(precision)))

@@ -18,12 +18,17 @@ CONFIG, RESULT, LOCK = "experiment.json", "result.json", ".lock"
 ROOM = 2**16  # bytes; a disk with less free is full
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict | list) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -130,8 +131,11 @@ def evaluate(model: PreTrainedModel, data: Prepared) -> tuple[float, dict[str, f
     return data.score(metrics), metrics
 
 
-def predict(model: PreTrainedModel, data: Prepared) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
-    """A model's logits on each dev split: (examples, classes); SQuAD: start and end, (windows, tokens) each."""
+def predict(
+    model: PreTrainedModel, data: Prepared, splits: dict[str, Dataset] | None = None
+) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
+    """A model's logits on each dev split, or on `splits`: (examples, classes); SQuAD: start and end, (windows,
+    tokens) each."""
     # nothing is written, but Trainer makes its folder: let it be one that exists
     args = TrainingArguments(
         tempfile.gettempdir(),
@@ -143,7 +147,7 @@ def predict(model: PreTrainedModel, data: Prepared) -> dict[str, np.ndarray | tu
     )
     trainer = DistillationTrainer(model, None, args, data_collator=data.collate)
     trainer.remove_callback(PrinterCallback)
-    return {name: trainer.predict(rows).predictions for name, rows in data.evaluations.items()}
+    return {name: trainer.predict(rows).predictions for name, rows in (splits or data.evaluations).items()}
 
 
 def _last_whole_checkpoint(folder: Path, steps: int) -> tuple[str | None, float]:

@@ -14,6 +14,7 @@ import bitlab
 from bitlab import cli, experiments
 from bitlab.data.sample import sample_tokenizer
 from bitlab.models import load_model, load_tokenizer
+from bitlab.tasks import get_task
 
 HEADER = "index\tsentence1\tsentence2\tlabel\n"
 ROW = "0\ta red cup .\tthe cup is red .\tentailment\n1\ta red cup .\tthe cup is blue .\tnot_entailment\n"
@@ -223,6 +224,17 @@ def test_bad_arguments(capsys, monkeypatch, arguments, says):
 def test_bad_data(capsys, tmp_path, files, says):
     folder = data(tmp_path / "glue", **files)
     assert says in refused(capsys, "glue", "rte", "--data", folder)
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb", "cola", "qqp", "mnli", "sst2", "qnli"])
+def test_the_files_of_another_task(capsys, tmp_path, task):
+    folder = data(tmp_path / "glue") / "RTE"
+    target = folder.with_name(get_task(task).folder)
+    folder.rename(target)
+    if task == "mnli":
+        (target / "dev.tsv").rename(target / "dev_matched.tsv")
+    says = refused(capsys, "glue", task, "--data", target.parent)
+    assert f"no {get_task(task).title} file, expected" in says and "This looks like RTE." in says
 
 
 def test_bad_models(capsys, tmp_path):

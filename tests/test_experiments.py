@@ -147,6 +147,11 @@ def test_what_lies_in_the_folder(finished):
     for stage in result["stages"]:
         files = {p.name for p in (folder / stage["precision"]).iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "stage.json", "log.json"} <= files
+        predictions = (folder / stage["precision"] / "predictions" / "dev" / "RTE.tsv").read_text().splitlines()
+        words = load_glue("rte", "sample")["validation"].features["label"].names
+        dev = [words[label] for label in load_glue("rte", "sample")["validation"]["label"][: len(predictions) - 1]]
+        right = sum(line == f"{i}\t{word}" for i, (line, word) in enumerate(zip(predictions[1:], dev)))
+        assert predictions[0] == "index\tprediction" and right / len(dev) == stage["score"]
         log = json.loads((folder / stage["precision"] / "log.json").read_text())
         losses = [entry["loss"] for entry in log if "loss" in entry]
         distilled = stage["precision"] != "W32A32"

@@ -1,0 +1,38 @@
+"""Exercises of notebook 10, GLUE."""
+
+import statistics
+
+from bitlab.exercises import exercise
+from bitlab.results import published
+
+
+@exercise("10.1", "Which average?", difficulty=1, minutes=5)
+class Average:
+    tolerance = 1e-6
+
+    def cases():
+        rows = published("glue")
+        scores = [{column: row.printed[column] for column in row.columns} for row in rows]
+        return [(row,) for row in scores] + [(scores[-1] | {"MNLI-mm": 0.0},)]
+
+    def reference(scores):
+        return statistics.mean(score for column, score in scores.items() if column != "MNLI-mm")
+
+    def wrong(scores):  # MNLI counts twice
+        return statistics.mean(scores.values())
+
+
+@exercise("10.2", "A drop and its spread", difficulty=2, minutes=8)
+class Drop:
+    cases = [
+        ([80.0, 82.0, 81.0], [70.0, 75.0, 71.0]),
+        ([64.0, 64.0], [60.0, 58.0]),
+        ([90.0, 70.0, 80.0, 85.0], [88.0, 67.0, 79.0, 80.0]),
+    ]
+
+    def reference(full, binary):
+        drops = [a - b for a, b in zip(full, binary)]
+        return statistics.mean(drops), statistics.stdev(drops)
+
+    def wrong(full, binary):  # the spread of the students alone: it counts that teachers differ, too
+        return statistics.mean(full) - statistics.mean(binary), statistics.stdev(binary)
