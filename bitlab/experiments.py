@@ -5,6 +5,7 @@ on where an interrupted one stopped.
 """
 
 import copy
+import math
 import shutil
 import time
 from collections.abc import Callable
