@@ -164,7 +164,7 @@ def prepare(
     if not spans:
         evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
         tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
-        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests)
+        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
     dev = splits[present[0]]
     windows = encode_windows(dev, tokenizer, sizes)
     return PreparedSpans(
