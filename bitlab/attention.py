@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from bitlab.binarizers import exact_matmul
+from bitlab.binarizers import code_product
 
 NAME = "bitlab"
 
@@ -23,11 +23,13 @@ def binary_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     attention_scores: list | None = None,
+    attention_inputs: list | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(d) + mask) v, with q, k, v in {-a, +a} and the probabilities in {0, a} (BiT, section 3.1).
 
     The probabilities are binarized after the softmax and its dropout. Products are of codes, scales come after.
+    A probs_binarizer that `takes_scores` (BiBERT's) is given the masked scores instead, without a softmax.
 
     Args:
         module: the attention module, carrying query_binarizer, key_binarizer, value_binarizer and probs_binarizer
@@ -36,21 +38,27 @@ def binary_attention(
         attention_mask: additive, broadcastable to (batch, heads, length, length), or None.
         attention_scores: a list to which the scores before mask and softmax are appended, one tensor a layer. Pass it
             through the model: `model(**inputs, attention_scores=scores)`.
+        attention_inputs: a list to which (query, key, value) as they came in are appended, one triple a layer.
     Returns: context (batch, length, heads, head_dim) and the probabilities as used, (batch, heads, length, length).
     """
+    if attention_inputs is not None:
+        attention_inputs.append((query, key, value))
     q, q_scale = _codes(module, "query_binarizer", query)
     k, k_scale = _codes(module, "key_binarizer", key)
     v, v_scale = _codes(module, "value_binarizer", value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
-    scores = exact_matmul(q, k.transpose(2, 3)) * (q_scale * k_scale * scaling)
+    bits = getattr(getattr(module, "probs_binarizer", None), "bits", 32)
+    scores = code_product(q, k.transpose(2, 3), bits) * (q_scale * k_scale * scaling)
     if attention_scores is not None:
         attention_scores.append(scores)
     if attention_mask is not None:
         scores = scores + attention_mask
-    probs = nn.functional.dropout(scores.softmax(dim=-1), dropout, module.training)
+    if not getattr(getattr(module, "probs_binarizer", None), "takes_scores", False):
+        scores = scores.softmax(dim=-1)
+    probs = nn.functional.dropout(scores, dropout, module.training)
     p, p_scale = _codes(module, "probs_binarizer", probs)
-    context = exact_matmul(p, v) * (p_scale * v_scale)
+    context = code_product(p, v, bits) * (p_scale * v_scale)
     return context.transpose(1, 2).contiguous(), p * p_scale
 
 

@@ -185,25 +185,27 @@ def weight_forward(weight: Tensor) -> tuple[Tensor, Tensor]:
     return sign(weight - weight.mean()), weight.abs().mean()
 
 
-def code_product(codes: Tensor, weight_codes: Tensor) -> Tensor:
-    """`codes @ weight_codes^T`, exact: integers in float32.
+def code_product(a: Tensor, b: Tensor, bits: int = 1) -> Tensor:
+    """`a @ b` of integers in float tensors, exact and in float32, also under autocast (bf16 has no 257).
 
-    Without autocast it is a float32 product. Under autocast (bf16 training) the forward runs on int8, whose sums are
-    exact where those of bf16 are not, the two products of the backward run in the autocast type, and what the
-    backward needs is kept as int8.
+    Up to 4 bits, what the backward needs is kept as int8, a quarter of the floats; and under autocast a product of two
+    matrices runs on int8, the two products of its backward in the autocast type.
 
     Args:
-        codes: (..., in_features), integers between -128 and 127. weight_codes: (out_features, in_features), -1 or +1.
-    Returns: (..., out_features), float32.
+        a: (..., n, k), b: (..., k, m), with the same leading axes.
+        bits: of the codes. With 32 they are no codes: an ordinary product.
+    Returns: (..., n, m).
     """
-    if not torch.is_autocast_enabled(codes.device.type):
-        return torch.nn.functional.linear(codes, weight_codes)
-    dtype = torch.get_autocast_dtype(codes.device.type)
-    return _CodeProduct.apply(codes.flatten(0, -2), weight_codes, dtype).unflatten(0, codes.shape[:-1])
+    if bits == 32:
+        return torch.matmul(a, b)
+    if bits > 4 or not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+        return exact_matmul(a, b)
+    device = a.device.type
+    return _CodeProduct.apply(a, b, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
 
 
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.matmul` of float32 codes, in float32 also under autocast."""
+    """`torch.matmul` in the tensors' own type, also under autocast."""
     if not torch.is_autocast_enabled(a.device.type):
         return torch.matmul(a, b)
     with torch.autocast(a.device.type, enabled=False):
@@ -212,20 +214,23 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 class _CodeProduct(Function):
     @staticmethod
-    def forward(ctx, codes, weight_codes, dtype):
-        a, b = codes.to(torch.int8), weight_codes.to(torch.int8)
-        ctx.save_for_backward(a, b)
-        ctx.dtype = dtype
-        rows, width, out = *codes.shape, weight_codes.shape[0]
-        if width == 1 or (codes.is_cuda and (rows <= 16 or width % 8 or out % 8)):  # what _int_mm does not take
-            return exact_matmul(codes, weight_codes.t())
-        return torch._int_mm(a, b.t()).to(torch.float32)
+    def forward(ctx, a, b, dtype):
+        short = a.to(torch.int8), b.to(torch.int8)
+        ctx.save_for_backward(*short)
+        ctx.dtype = dtype or a.dtype
+        return exact_matmul(a, b) if dtype is None or not _int8_product_takes(a, b) else torch._int_mm(*short).float()
 
     @staticmethod
     def backward(ctx, grad):
-        codes, signs = (saved.to(ctx.dtype) for saved in ctx.saved_tensors)
-        grad = grad.to(ctx.dtype)
-        return (grad @ signs).float(), (grad.t() @ codes).float(), None
+        a, b = (saved.to(ctx.dtype) for saved in ctx.saved_tensors)
+        short = grad.to(ctx.dtype)
+        return (short @ b.mT).to(grad.dtype), (a.mT @ short).to(grad.dtype), None
+
+
+def _int8_product_takes(a: Tensor, b: Tensor) -> bool:
+    """Whether torch's int8 product takes these shapes (on a CPU it is wrong for a width of 1)."""
+    (rows, width), out = a.shape[-2:], b.shape[-1]
+    return a.dim() == 2 and width > 1 and not (a.is_cuda and (rows <= 16 or width % 8 or out % 8))
 
 
 def binarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:

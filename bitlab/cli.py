@@ -55,6 +55,10 @@ def _parser() -> Parser:
     bench = commands.add_parser("bench", help="time packed inference beside torch's float, bf16 and int8; or training")
     _add_bench_options(bench)
     bench.set_defaults(command=_bench)
+    augment = commands.add_parser("augment", help="make a larger training set by replacing words, as TinyBERT does")
+    augment.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
+    _add_augment_options(augment)
+    augment.set_defaults(command=_augment)
     results = commands.add_parser("results", help="the table of stored results, or store a finished run")
     results.add_argument("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
     results.add_argument("--format", default="text", help="text, markdown or csv (default: text)")
@@ -119,13 +123,14 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="sample", help="sample, minilm, a hub id or a folder (default: sample)")
     add("--data", default="auto", help="auto, sample, hub or a folder of original files (default: auto)")
-    add("--schedule", default="W1A2 -> W1A1", help="precisions after full precision (default: 'W1A2 -> W1A1')")
-    add("--method", default="bit", help="bit or bit-released (default: bit)")
+    add("--schedule", help="precisions after full precision (default: the method's; for bit 'W1A2 -> W1A1')")
+    add("--method", default="bit", help="bit, bit-released, bibert or binarybert (default: bit)")
     add("--preset", default="quick", help="quick or full: the size of the budget (default: quick)")
     add("--seed", type=int, default=0)
     add("--max-steps", type=int, help="at most so many optimizer steps a stage, the teacher's included")
     add("--teacher", help="a fine-tuned full-precision model, instead of fine-tuning one")
     add("--train-examples", type=int, help="use only the first so many training examples")
+    add("--augment", metavar="PATH", help="distil on this table of `bitlab augment` (a folder or its train.tsv)")
     add("--epochs", type=float, help="of each distillation stage")
     add("--batch-size", type=int, help="of each distillation stage")
     add("--learning-rate", type=float, help="of each distillation stage")
@@ -137,7 +142,7 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
         default="rescale",
         help="scales at a stage change: rescale, carry or reinit (default: rescale)",
     )
-    add("--stage-teacher", default="previous", help="previous, full or both (default: previous)")
+    add("--stage-teacher", help="previous, full or both (default: the method's; for bit previous)")
     add("--selection", default="last", help="last: dev is used once; best: best of ten dev evaluations")
     add("--bf16", action="store_true", help="train in mixed precision: faster where the machine has bf16")
     add("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
@@ -185,6 +190,45 @@ def _table(result: dict) -> str:
         metrics = "  ".join(f"{name} {value:.3f}" for name, value in stage["metrics"].items())
         lines.append(f"  {stage['precision']:7} {stage['score']:.3f}   {metrics}   ({stage['steps']} steps)")
     return "\n".join(lines)
+
+
+def _add_augment_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", default="auto", help="auto, sample, hub or a folder of original files (default: auto)")
+    add("--vectors", required=True, metavar="FILE", help="word vectors: a GloVe text file")
+    add("--mlm", metavar="MODEL", help="a masked language model: hub id or folder (default: word vectors alone)")
+    add("--tries", type=int, help="new sentences tried for each sentence (default: 30, sst2 and qnli 20)")
+    add("--probability", type=float, default=0.4, help="that a word is replaced (default: 0.4)")
+    add("--candidates", type=int, default=15, help="at most so many for a word (default: 15)")
+    add("--seed", type=int, default=0)
+    add(
+        "--processes",
+        type=int,
+        help="the table is the same for any number (default: 1; with --mlm one a core, up to 8)",
+    )
+    add("--output", metavar="DIR", help="folder of the table (default: runs/augment-TASK-FINGERPRINT)")
+    add("--json", action="store_true", help="print the table's record as JSON")
+
+
+def _augment(options: argparse.Namespace) -> int:
+    from functools import partial
+
+    from bitlab.data.augment import augment, settings_for
+    from bitlab.models import load_masked_lm
+    from bitlab.tasks import get_glue_task
+
+    task = get_glue_task(options.task)
+    names = ("tries", "probability", "candidates", "seed")
+    settings = settings_for(task, **{name: getattr(options, name) for name in names})
+    load = partial(load_masked_lm, options.mlm) if options.mlm else None
+    processes = options.processes
+    if processes is None:
+        processes = min(8, os.cpu_count() or 1) if load else 1  # word vectors alone take less than a process's start
+    report = _silent if options.json else _say
+    _, record = augment(task, options.data, options.vectors, settings, load, processes, options.output, report)
+    if options.json:
+        print(json.dumps(record, indent=1))
+    return 0
 
 
 def _results(options: argparse.Namespace) -> int:

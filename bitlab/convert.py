@@ -16,6 +16,7 @@ from bitlab.binarizers import levels
 from bitlab.config import BitConfig, parse_precision
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+from bitlab.methods import get_method
 
 PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 ACTIVATIONS = {
@@ -39,6 +40,7 @@ def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrai
         model: BERT, RoBERTa, ELECTRA, DistilBERT or a relative with the same layer names, with any head or none.
         config: precision and options; W1A1 if None.
     Returns: the same model, with a copy of `config` as `model.config.quantization_config`.
+    With `config.method` "bibert" or "binarybert" the layers are that method's own (`bitlab.baselines`).
     Errors: BitlabError if the model is binary already or not built as bitlab expects.
     """
     config = copy.deepcopy(config) if config else BitConfig()  # it will follow this model's precision, nobody else's
@@ -63,21 +65,24 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale"
             training mode initialises them again). A scale that was never initialised always is.
     Returns: the same model.
     """
-    weight_bits, activation_bits = parse_precision(precision)
     if alpha not in ALPHA_POLICIES:
         raise BitlabError(f"alpha policy {alpha!r} does not exist: choose one of {', '.join(ALPHA_POLICIES)}")
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, BitConfig):
         raise BitlabError("this model is not binary: call binarize(model) first")
+    weight_bits, activation_bits = parse_precision(precision, config.method)
     if not config.latent:
         raise BitlabError("this model is packed, its latent weights are gone: load the checkpoint it was packed from")
+    for module in list(model.modules()):  # a list: a ternary layer that becomes binary gets a twin
+        if isinstance(module, BinaryLinear):
+            module.set_weight_bits(weight_bits)
+        elif isinstance(module, BinaryEmbedding):
+            module.set_weight_bits(config.embedding_bits or weight_bits)
+    if get_method(config.method).relu(activation_bits):
+        _use_relu(model, config)
     for module in model.modules():
         if isinstance(module, ElasticBinarizer) and module.bits != activation_bits:
             _change_bits(module, activation_bits, alpha)
-        elif isinstance(module, BinaryLinear):
-            module.weight_bits = weight_bits
-        elif isinstance(module, BinaryEmbedding):
-            module.weight_bits = config.embedding_bits or weight_bits
     config.weight_bits, config.activation_bits = weight_bits, activation_bits
     return model
 
@@ -101,34 +106,63 @@ def _own_config(model: PreTrainedModel) -> None:
 
 def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
     """What `binarize` does to the modules; `model.config` is the caller's to set."""
-    encoder, prefix = model.base_model, model.base_model_prefix
-    modules = {name: module for name, module in encoder.named_modules() if not _skipped(f"{prefix}.{name}", config)}
+    encoder, method = model.base_model, get_method(config.method)
+    modules = _converted(model, config)
     attentions = [module for module in modules.values() if projections(module)]
-    feed_forwards = [found for module in modules.values() if (found := _activation(module, model.config))]
+    feed_forwards = [module for module in modules.values() if _activation(module, model.config)]
     if not attentions or len(attentions) != len(feed_forwards):
         raise BitlabError(
             f"{type(model).__name__} is not built as bitlab expects ({len(attentions)} attention modules with "
             f"{' or '.join('/'.join(p) for p in PROJECTIONS)}, {len(feed_forwards)} feed-forward activations): "
             f"binarize BERT, RoBERTa, ELECTRA, DistilBERT or a relative"
         )
+    method.prepare(modules)
     for module in attentions:
-        _add_attention_binarizers(module, config)
-    for module, attribute, setting in feed_forwards:
-        setattr(module, attribute, nn.ReLU())
-        if not config.modules_to_not_convert:  # a layer left out keeps its own, and config has one for all
-            setattr(model.config, setting, "relu")
+        _add_attention_binarizers(module, config, method.linear.binarizer)
+    if method.relu(config.activation_bits):
+        _use_relu(model, config)
+    has_relu = _has_relu(model, config)
     for name, module in modules.items():
         if type(module) is nn.Linear:
-            signed = not name.endswith(AFTER_RELU) or name.endswith(NOT_AFTER_RELU)
             options = {
                 "weight_bits": config.weight_bits,
                 "activation_bits": config.activation_bits,
-                "signed": signed,
+                "signed": not (has_relu and _second_of_two(name)),
             }
-            _set(encoder, name, BinaryLinear.from_linear(module, **options))
+            _set(encoder, name, method.linear.from_linear(module, **options))
         elif module is encoder.get_input_embeddings():
-            _set(encoder, name, BinaryEmbedding.from_embedding(module, config.word_embedding_bits))
+            _set(encoder, name, method.embedding.from_embedding(module, config.word_embedding_bits))
     model.set_attn_implementation(attention.NAME)
+
+
+def _converted(model: PreTrainedModel, config: BitConfig) -> dict[str, nn.Module]:
+    """The encoder's modules by name, without those that stay float."""
+    encoder, prefix = model.base_model, model.base_model_prefix
+    return {name: module for name, module in encoder.named_modules() if not _skipped(f"{prefix}.{name}", config)}
+
+
+def _use_relu(model: PreTrainedModel, config: BitConfig) -> None:
+    """Make the feed-forward's activation ReLU, and let the layers after it quantize to the unsigned set."""
+    for name, module in _converted(model, config).items():
+        if found := _activation(module, model.config):
+            _, attribute, setting = found
+            setattr(module, attribute, nn.ReLU())
+            if not config.modules_to_not_convert:  # a layer left out keeps its own, and config has one for all
+                setattr(model.config, setting, "relu")
+        elif isinstance(module, BinaryLinear) and _second_of_two(name):
+            for binarizer in module.modules():
+                if isinstance(binarizer, ElasticBinarizer):
+                    binarizer.signed = False
+
+
+def _has_relu(model: PreTrainedModel, config: BitConfig) -> bool:
+    found = [f for module in _converted(model, config).values() if (f := _activation(module, model.config))]
+    return all(isinstance(getattr(module, attribute), nn.ReLU) for module, attribute, _ in found)
+
+
+def _second_of_two(name: str) -> bool:
+    """Whether a layer of this name is the feed-forward's second."""
+    return name.endswith(AFTER_RELU) and not name.endswith(NOT_AFTER_RELU)
 
 
 def _skipped(name: str, config: BitConfig) -> bool:
@@ -152,12 +186,13 @@ def projections(module: nn.Module, kind: type = nn.Linear) -> tuple[nn.Module, .
     return None
 
 
-def _add_attention_binarizers(module: nn.Module, config: BitConfig) -> None:
+def _add_attention_binarizers(module: nn.Module, config: BitConfig, kind_of_binarizer: type) -> None:
     for layer, kind in zip(projections(module), ("query", "key", "value"), strict=True):
         like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        binarizer = ElasticBinarizer(layer.out_features, config.activation_bits, signed=True, **like)
+        binarizer = kind_of_binarizer(layer.out_features, config.activation_bits, signed=True, **like)
         setattr(module, f"{kind}_binarizer", binarizer.train(module.training))
-    module.probs_binarizer = ElasticBinarizer(None, config.activation_bits, signed=False, **like).train(module.training)
+    probs_binarizer = kind_of_binarizer(None, config.activation_bits, signed=False, **like)
+    module.probs_binarizer = probs_binarizer.train(module.training)
 
 
 def _holds_linear(module: nn.Module) -> bool:
@@ -175,17 +210,16 @@ class BitQuantizer(HfQuantizer):
     binary model, and plain `from_pretrained(folder)` load a saved one. Needs nothing but `import bitlab`."""
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        replace_modules(model, self.quantization_config)
-        if not self.pre_quantized:  # a float checkpoint holds no scales: that is no news to report
-            expected = r"_binarizer\.(alpha|beta|initialized)$"
-            model._keys_to_ignore_on_load_missing = [*(model._keys_to_ignore_on_load_missing or ()), expected]
+        if self.pre_quantized:
+            replace_modules(model, self.quantization_config)
         return model
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        if not self.pre_quantized:  # with its weights there, it is what `binarize` is given
+            replace_modules(model, self.quantization_config)
         for module in model.modules():
             if isinstance(module, ElasticBinarizer):
-                # what a float checkpoint does not hold comes back as uninitialised memory
-                module.sync() if self.pre_quantized else module.reset()
+                module.sync()
         return model
 
     def is_serializable(self, *args, **kwargs):

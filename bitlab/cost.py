@@ -1,7 +1,7 @@
 """What a model costs: parameters, bits and floating-point operations, read off its modules without a run.
 
-Bits: a 1-bit weight is one bit; everything else that inference needs is a 32-bit float, including what
-binarization adds: `alpha`, `beta`, the weight scales `m` (one a layer, one a row of the word embedding).
+Bits: a 1-bit weight is one bit, a ternary one two; everything else that inference needs is a 32-bit float,
+including what binarization adds: `alpha`, `beta`, the weight scales `m` (one a layer, one a row of the word embedding).
 
 FLOPs of products, by the papers' convention: a multiply-accumulate is 2; of operands with b_w and b_a bits
 it counts `b_w b_a / 64` of that (a machine word holds 64 bits), at most 1. A 1-bit weight times a float is
@@ -43,6 +43,7 @@ class Cost:
     part: str
     kind: str
     one_bit_parameters: int = 0
+    two_bit_parameters: int = 0
     float_parameters: int = 0
     matmul_flops: float = 0.0
     strict_matmul_flops: float = 0.0
@@ -51,11 +52,11 @@ class Cost:
     @property
     def parameters(self) -> int:
         """Numbers to keep, of any width."""
-        return self.one_bit_parameters + self.float_parameters
+        return self.one_bit_parameters + self.two_bit_parameters + self.float_parameters
 
     @property
     def bits(self) -> int:
-        return self.one_bit_parameters + FLOAT * self.float_parameters
+        return self.one_bit_parameters + 2 * self.two_bit_parameters + FLOAT * self.float_parameters
 
     @property
     def mib(self) -> float:
@@ -78,7 +79,8 @@ class Summary:
 
     Attributes: `parts` (embeddings, each layer, pooler, head) and `kinds` (1-bit weights, biases, ...), both
     dictionaries of `Cost`; `total`, whose numbers are also here: `parameters`, `one_bit_parameters`,
-    `float_parameters`, `total_bits`, `mib`, `flops`, `matmul_flops`, `elementwise_flops`, `strict_flops`.
+    `two_bit_parameters` (ternary weights), `float_parameters`, `total_bits`, `mib`, `flops`, `matmul_flops`,
+    `elementwise_flops`, `strict_flops`.
     """
 
     def __init__(self, entries: list[Cost], length: int, batch: int):
@@ -205,35 +207,38 @@ class _Counter:
         macs = layer.in_features * layer.out_features * tokens
         flops = 2 * macs * _share(weight_bits, activation_bits)
         outputs, rescale = layer.out_features * tokens, min(weight_bits, activation_bits) < FLOAT
-        bits = 1 if weight_bits == 1 else FLOAT
+        bits = weight_bits
         kind = "head" if part == "head" else "linear weights"
         self._add(part, kind, layer.weight, bits=bits, matmul_flops=flops, strict_matmul_flops=flops)
-        self._add(part, "scales", numbers=int(bits == 1), elementwise_flops=outputs * rescale)
+        scales = layer.weight_scales if bits < FLOAT else 0
+        self._add(part, "scales", numbers=scales, elementwise_flops=outputs * rescale)
         if layer.bias is not None:
             self._add(part, "head" if part == "head" else "biases", layer.bias, elementwise_flops=outputs)
 
     def _embedding(self, part: str, table: nn.Embedding, tokens: int) -> None:
-        binary = isinstance(table, BinaryEmbedding) and table.weight_bits == 1
-        word = table is self.model.get_input_embeddings()
-        kind, bits = "word embedding" if word else "other embeddings", 1 if binary else FLOAT
+        bits = getattr(table, "weight_bits", FLOAT)
+        word = isinstance(table, BinaryEmbedding) or table is self.model.get_input_embeddings()
+        kind = "word embedding" if word else "other embeddings"
         self._add(part, kind, table.weight, bits=bits, elementwise_flops=table.embedding_dim * tokens)
-        self._add(part, "row scales", numbers=table.num_embeddings * binary)
+        self._add(part, "row scales", numbers=table.num_embeddings * (bits < FLOAT))
 
     def _binarizer(self, part: str, binarizer: ElasticBinarizer, tokens: int) -> None:
         if binarizer.bits == FLOAT:
             return
-        self._add(part, "scales", binarizer.alpha)
-        if binarizer.beta is not None:  # probabilities, the ones without thresholds, are counted with their attention
-            self._add(part, "thresholds", binarizer.beta, elementwise_flops=binarizer.channels * tokens)
+        self._add(part, "scales", *binarizer.scales())
+        if binarizer.channels:  # probabilities, the one input without channels, are counted with their attention
+            beta = [] if binarizer.beta is None else [binarizer.beta]
+            self._add(part, "thresholds", *beta, elementwise_flops=binarizer.channels * tokens)
 
     def _attention(self, part: str, module: nn.Module) -> None:
         binarizer = getattr(module, "probs_binarizer", None)
         bits = binarizer.bits if binarizer else FLOAT
         width, tokens = projections(module)[0].out_features, self.batch * self.length
-        heads = self.model.config.num_attention_heads
+        heads = width // module.attention_head_size
         flops = 2 * 2 * tokens * self.length * width  # q k^T and p v
         binary = bits < FLOAT
-        per_score = 1 + 1 + SOFTMAX + binary
+        softmax = 0 if getattr(binarizer, "takes_scores", False) else SOFTMAX
+        per_score = 1 + 1 + softmax + binary
         elementwise = per_score * heads * tokens * self.length + binary * width * tokens  # the context is rescaled
         self._add(
             part,
@@ -256,7 +261,7 @@ class _Counter:
         for tensor in tensors:
             numbers += tensor.numel() if id(tensor) not in self.stored else 0
             self.stored.add(id(tensor))
-        width = "one_bit_parameters" if bits == 1 else "float_parameters"
+        width = {1: "one_bit_parameters", 2: "two_bit_parameters"}.get(bits, "float_parameters")
         if numbers or any(flops.values()):
             self.entries.append(Cost(part, kind, **{width: numbers}, **flops))
 

@@ -10,16 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 
 from bitlab import attention
+from bitlab.baselines.bibert import direction_losses
+from bitlab.convert import projections
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
 from bitlab.optim import AdamWithoutCorrection, parameter_groups
+from bitlab.sampling import LONG_STRETCH, BucketSampler
 
-LONG_STRETCH = 50  # batches; see BucketSampler
+LABELS = ("labels", "start_positions", "end_positions")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class DistillationConfig:
         logits: weight of the soft cross-entropy between teacher and student logits.
         hidden: weight of the mean squared error of the L + 1 hidden states (the embedding output included).
         attention: weight of the mean squared error of the L attention scores (before mask and softmax).
+        hard: weight of the cross-entropy with the data set's labels (BiBERT); a regression has no such term.
+        directions: weight of Direction-Matching Distillation (BiBERT), `bitlab.baselines.bibert.direction_losses`.
         temperature: divides both logits in the cross-entropy, which is multiplied by its square.
         per_element: average the cross-entropy over all B C elements instead of the B examples (released program).
         count_padding: let padding count in the hidden-state and attention terms (released program).
@@ -41,6 +45,8 @@ class DistillationConfig:
     logits: float = 1.0
     hidden: float = 1.0
     attention: float = 0.0
+    hard: float = 0.0
+    directions: float = 0.0
     temperature: float = 1.0
     per_element: bool = False
     count_padding: bool = False
@@ -93,20 +99,26 @@ def distillation_loss(
     teacher: ModelOutput,
     mask: Tensor,
     config: DistillationConfig = DistillationConfig(),
+    labels: tuple[Tensor, ...] = (),
 ) -> dict[str, Tensor]:
     """The weighted terms of the loss, by name; the loss is their sum.
 
     Args:
         student, teacher: outputs of the two models with `logits` (or `start_logits` and `end_logits`),
-            `hidden_states` and, if the attention term is on, `attention_scores` (lists of (B, H, T, T)).
+            `hidden_states` and, if the attention term is on, `attention_scores` (lists of (B, H, T, T)); if that of
+            directions is on, `attention_inputs` (lists of triples (B, H, T, d)).
         mask: (batch, length), 1 for a real token and 0 for padding.
-    Returns: dict of 0-d tensors: "logits", "hidden", "attention", those with a weight above 0.
+        labels: true classes (or starts and ends of spans), one tensor for each of the logits; for the hard term.
+    Returns: dict of 0-d tensors: "logits", "hard", "hidden", "attention", "query", "key", "value", "states", those with
+        a weight above 0.
     Errors: BitlabError if the two models' shapes do not fit.
     """
     tokens = None if config.count_padding else mask.to(_logits(student)[0].dtype)
     terms = {}
     if config.logits:
         terms["logits"] = config.logits * _logit_loss(student, teacher, mask, config)
+    if config.hard and _logits(student)[0].shape[-1] > 1:
+        terms["hard"] = config.hard * _hard_loss(student, labels)
     if config.hidden:
         _check_same("hidden states", student.hidden_states, teacher.hidden_states)
         rows = None if tokens is None else tokens[:, :, None]
@@ -117,7 +129,19 @@ def distillation_loss(
         cells = None if tokens is None else tokens[:, None, :, None] * tokens[:, None, None, :]
         pairs = zip(student.attention_scores, teacher.attention_scores, strict=True)
         terms["attention"] = config.attention * _share(cells) * sum(masked_mse(s, t, cells) for s, t in pairs)
+    if config.directions:
+        _check_same("hidden states", student.hidden_states, teacher.hidden_states)
+        _check_same("q, k, v", *([x for qkv in side.attention_inputs for x in qkv] for side in (student, teacher)))
+        found = direction_losses(student, teacher, None if config.count_padding else mask)
+        terms |= {name: config.directions * loss for name, loss in found.items()}
     return terms
+
+
+def _hard_loss(student: ModelOutput, labels: tuple[Tensor, ...]) -> Tensor:
+    if not labels:
+        raise BitlabError("the hard-label term of the loss needs labels: give a data set that has them")
+    pairs = zip(_logits(student), labels, strict=True)  # axis 1 of the logits is to hold the classes
+    return sum(F.cross_entropy(s.movedim(-1, 1), label) for s, label in pairs) / len(labels)
 
 
 def _share(mask: Tensor | None) -> Tensor | float:
@@ -152,6 +176,14 @@ def _logit_loss(student, teacher, mask, config) -> Tensor:
         loss = soft_cross_entropy(s, t, config.temperature, per_token, config.per_element)
         losses.append(_share(per_token) * loss)
     return sum(losses) / len(losses)
+
+
+def _of_kept_heads(student: nn.Module, scores: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A teacher's scores of the heads that are left in a student of half the width (BinaryBERT)."""
+    kept = [getattr(module, "kept_heads", None) for module in student.modules() if projections(module)]
+    if len(kept) != len(scores):
+        return scores  # of another depth, which the loss will refuse
+    return tuple(s if k is None or len(k) == s.shape[1] else s[:, k] for s, k in zip(scores, kept))
 
 
 def _check_same(what: str, student, teacher) -> None:
@@ -200,19 +232,23 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         for each in self.teachers:
             each.requires_grad_(False).train(distillation.teacher_dropout).to(self.args.device)
-            if distillation.attention:
+            if distillation.attention or distillation.directions:
                 each.set_attn_implementation(attention.NAME)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.teachers or not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        inputs = {k: v for k, v in inputs.items() if k not in ("labels", "start_positions", "end_positions")}
+        labels = tuple(inputs[name] for name in LABELS if name in inputs)
+        inputs = {k: v for k, v in inputs.items() if k not in LABELS}
         student = self._outputs(model, inputs)
         terms: dict[str, Tensor] = {}
         for teacher in self.teachers:
             with torch.no_grad(), self.accelerator.autocast():
                 target = self._outputs(teacher, inputs)
-            for name, term in distillation_loss(student, target, inputs["attention_mask"], self.distillation).items():
+            if "attention_scores" in target:
+                target["attention_scores"] = _of_kept_heads(model, target["attention_scores"])
+            found = distillation_loss(student, target, inputs["attention_mask"], self.distillation, labels)
+            for name, term in found.items():
                 terms[name] = terms.get(name, 0) + term / len(self.teachers)
         self.terms = {name: term.detach() for name, term in terms.items()}
         loss = sum(terms.values())
@@ -226,7 +262,7 @@ class DistillationTrainer(Trainer):
         if parts > 1 and self.accelerator.sync_gradients:
             # an alpha's gradient is divided by the root of its batch's size: of the whole batch, not of a part
             for module in model.modules():
-                if isinstance(module, ElasticBinarizer) and module.alpha.grad is not None:
+                if isinstance(module, ElasticBinarizer) and module.alpha is not None and module.alpha.grad is not None:
                     module.alpha.grad /= parts**0.5
         return loss
 
@@ -236,11 +272,12 @@ class DistillationTrainer(Trainer):
         return self.accelerator.pad_across_processes(value.to(self.args.device), dim=1, pad_index=fill.get(name, 0))
 
     def _outputs(self, model: nn.Module, inputs: dict) -> ModelOutput:
-        scores = [] if self.distillation.attention else None
-        extra = {} if scores is None else {"attention_scores": scores}
-        output = model(**inputs, output_hidden_states=bool(self.distillation.hidden), **extra)
-        if scores is not None:
-            output["attention_scores"] = tuple(scores)
+        wanted = {"attention_scores": self.distillation.attention, "attention_inputs": self.distillation.directions}
+        collected = {name: [] for name, weight in wanted.items() if weight}
+        states = bool(self.distillation.hidden or self.distillation.directions)
+        output = model(**inputs, output_hidden_states=states, **collected)
+        for name, found in collected.items():
+            output[name] = tuple(found)
         return output
 
     def _get_train_sampler(self, train_dataset=None):
@@ -267,38 +304,3 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             logs |= {f"loss_{name}": round(float(term), 4) for name, term in self.terms.items()}
         super().log(logs, start_time)
-
-
-class BucketSampler(Sampler[int]):
-    """Random batches, the same for the same seed and epoch, optionally of similar length.
-
-    Examples are shuffled, cut into stretches of so many batches, sorted by length within a stretch, and shuffled again
-    as whole batches. A stretch of one batch is plain random order. Longer ones waste little on padding, at a price:
-    where length goes with content, batches of one length each teach a binary student far less (sample
-    SST-2, W1A2, 200 steps, two seeds: dev accuracy .93 and .98 in random order, .55 and .56 in stretches of 50).
-    The last batch is completed with examples that come a second time, so that every step has as many and several
-    processes can share it evenly. (transformers' own samplers draw from the global random state, so that a resumed
-    epoch would be another one.)
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int = 0, stretch: int = LONG_STRETCH):
-        self.lengths, self.batch_size, self.stretch = torch.tensor(lengths), batch_size, stretch
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size) * self.batch_size
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator)
-        order = order.repeat(-(-len(self) // len(order)))[: len(self)]
-        batches = []
-        for stretch in order.split(self.stretch * self.batch_size):
-            if self.stretch > 1:
-                stretch = stretch[self.lengths[stretch].argsort(descending=True, stable=True)]
-            batches += stretch.split(self.batch_size)
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
-        yield from torch.cat(shuffled).tolist()

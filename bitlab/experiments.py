@@ -9,139 +9,26 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from transformers import PreTrainedModel, set_seed
 
 from bitlab import environment, runs
 from bitlab.config import BitConfig
-from bitlab.convert import ALPHA_POLICIES, binarize, set_precision
+from bitlab.convert import binarize, set_precision
 from bitlab.data.sources import resolve_source
-from bitlab.distillation import DistillationConfig
 from bitlab.errors import BitlabError
+from bitlab.experiment import Experiment
 from bitlab.models import load_model, load_tokenizer, quiet
-from bitlab.schedule import FULL, Schedule, StageSettings
-from bitlab.tasks import SQUAD, get_task
+from bitlab.schedule import FULL
+from bitlab.tasks import get_task
 from bitlab.training import Prepared, predict, prepare, processes, train_stage
 
 Report = Callable[[str], None]
-METHODS = ("bit", "bit-released")
-PRESETS = ("quick", "full")
-TEACHERS = ("previous", "full", "both")
-SELECTIONS = ("last", "best")
-POSITIVE = ("epochs", "max_steps", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs")
-POSITIVE += ("teacher_learning_rate", "train_examples", "temperature")
 WINDOW_SIZES = ("max_length", "stride", "question_length")
 QUICK_TEST = 20_000  # a quick run leaves larger test splits out (QQP's has 391,000 pairs)
 PUBLISHED_MARGIN = 0.05  # a published teacher may score this much below its paper: other versions, other padding
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What to run. Where a number is None, the preset's or the task's own is taken.
-
-    Args:
-        task: a GLUE task, for instance "rte", or "squad". model: "sample", "minilm", a hub id or a folder.
-        data: "auto", "sample", "hub" or a folder of original files. train_examples: use only the first so many.
-        schedule: for instance "W32A32 -> W1A2 -> W1A1". method: "bit", or "bit-released" for the reductions,
-            optimizer and padding of the released program.
-        preset: "quick" (steps counted in hundreds) or "full" (the paper's epochs). seed: of everything random.
-        teacher: a fine-tuned full-precision model; None: one is fine-tuned first.
-        epochs, max_steps, batch_size, learning_rate, alpha_learning_rate: of each distillation stage (max_steps: of
-            the teacher's training too).
-        teacher_epochs, teacher_learning_rate: of the fine-tuning.
-        alpha: what becomes of the scales at a stage change: "reinit", "carry" or "rescale".
-        stage_teacher: a stage learns from the "previous" stage's model, the "full"-precision one, or "both".
-        selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
-        logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`.
-        bf16: train in mixed precision (evaluation is in float32).
-        max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
-    """
-
-    task: str
-    model: str = "sample"
-    data: str = "auto"
-    schedule: str = "W32A32 -> W1A2 -> W1A1"
-    method: str = "bit"
-    preset: str = "quick"
-    seed: int = 0
-    teacher: str | None = None
-    train_examples: int | None = None
-    epochs: float | None = None
-    max_steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    alpha_learning_rate: float = 1e-4
-    teacher_epochs: float | None = None
-    teacher_learning_rate: float | None = None
-    alpha: str = "rescale"
-    stage_teacher: str = "previous"
-    selection: str = "last"
-    logit_weight: float = 1.0
-    hidden_weight: float = 1.0
-    attention_weight: float = 0.0
-    temperature: float = 1.0
-    bf16: bool = False
-    max_length: int | None = None
-    stride: int | None = None
-    question_length: int | None = None
-
-    def __post_init__(self):
-        object.__setattr__(self, "task", get_task(self.task).name)
-        object.__setattr__(self, "schedule", str(Schedule.parse(self.schedule)))
-        choices = {"method": METHODS, "preset": PRESETS, "stage_teacher": TEACHERS, "selection": SELECTIONS}
-        for name, known in (choices | {"alpha": ALPHA_POLICIES}).items():
-            if getattr(self, name) not in known:
-                raise BitlabError(f"{name} {getattr(self, name)!r} does not exist: choose {', '.join(known)}")
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise BitlabError(f"{name} is {value}: give a number above 0")
-        weights = ("logit_weight", "hidden_weight", "attention_weight")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BitlabError(f"{name} is {getattr(self, name)}: give 0 or a number above")
-        if not any(getattr(self, name) for name in weights):
-            raise BitlabError(f"{', '.join(weights)} are all 0: there is nothing to learn from")
-        if not 0 <= self.seed < 2**31:
-            raise BitlabError(f"seed is {self.seed}: give a whole number from 0 to {2**31 - 1}")
-
-    @property
-    def folder_name(self) -> str:
-        """Where the run goes unless told otherwise: task, method, model, path and seed in one name."""
-        path = "-".join(Schedule.parse(self.schedule).stages)
-        return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}-seed{self.seed}"
-
-    def distillation(self) -> DistillationConfig:
-        """The loss of the distillation stages."""
-        weights = {
-            "logits": self.logit_weight,
-            "hidden": self.hidden_weight,
-            "attention": self.attention_weight,
-            "temperature": self.temperature,
-        }
-        return (
-            DistillationConfig.released(**weights) if self.method == "bit-released" else DistillationConfig(**weights)
-        )
-
-    def settings(self, precision: str) -> StageSettings:
-        """Epochs, steps, batch and learning rate of a stage ("W32A32": the teacher's fine-tuning)."""
-        task = get_task(self.task)
-        quick = self.preset == "quick"
-        small = self.model == "sample"
-        if precision == FULL:
-            rate = self.teacher_learning_rate or (5e-4 if small else 5e-5)
-            epochs = self.teacher_epochs or (1000 if quick else min(5, task.epochs))
-            steps = self.max_steps or ((300 if small else 60) if quick else None)
-            return StageSettings(epochs, 32, rate, steps, bf16=self.bf16)
-        stages = len(Schedule.parse(self.schedule).stages)
-        rate = self.learning_rate or (5e-4 if small else task.learning_rate)
-        epochs = self.epochs or (1000 if quick else task.epochs)
-        steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
-        batch = self.batch_size or (32 if quick else task.batch_size)
-        warmup = 0.2 if task is SQUAD else 0.1
-        return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, bf16=self.bf16)
 
 
 def run(experiment: Experiment, output: str | Path | None = None, again: bool = False, report: Report = print) -> dict:
@@ -165,9 +52,11 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
         source,
         tokenizer,
         experiment.train_examples,
-        fixed_length=experiment.method == "bit-released",
+        fixed_length=experiment.recipe.released,
         **{name: getattr(experiment, name) for name in WINDOW_SIZES},
     )
+    if experiment.augment:
+        data.augment(experiment.augment)
     folder = Path(output or Path("runs") / experiment.folder_name)
     config = _config(experiment, source, data)
     with quiet():
@@ -218,15 +107,15 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     config["data"] = source if source in ("sample", "hub") else Path(source).name
     config["model"] = Path(experiment.model).name if Path(experiment.model).is_dir() else experiment.model
     config["teacher"] = experiment.teacher and Path(experiment.teacher).name
+    config["augment"] = data.augmentation
     config["examples"] = data.sizes()
     config |= data.options()
-    precisions = Schedule.parse(experiment.schedule).precisions
-    config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in precisions}
+    config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in experiment.path.precisions}
     return config
 
 
 def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: dict, given, report) -> dict:
-    schedule = Schedule.parse(experiment.schedule)
+    schedule = experiment.path
     records = []
     full = previous = None
     for number, precision in enumerate(schedule.precisions):
@@ -260,25 +149,12 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
 def _run_stage(experiment, schedule, data, folder, precision, full, previous, report) -> dict:
     """Train one stage, save its model with its record, and return the record."""
     started = time.monotonic()
-    settings = experiment.settings(precision)
     stage = schedule.precisions.index(precision)
     set_seed(experiment.seed + stage)  # so that a stage is the same whatever ran before it in this process
     training = folder / f"{precision}.training"
     model = _starting_point(experiment, schedule, precision, previous)
     teachers = [] if precision == FULL else _teachers(experiment, full, previous)
-    log, steps, started = train_stage(
-        model,
-        teachers,
-        data,
-        settings,
-        training,
-        seed=experiment.seed + stage,
-        title=precision,
-        best=experiment.selection == "best",
-        started=started,
-        report=report,
-        **(_loss_options(experiment) if teachers else {}),
-    )
+    log, steps, started = _train(experiment, precision, model, teachers, data, training, stage, started, report)
     score, metrics, files = _evaluated(model, data)
     if precision == FULL and score <= data.trivial_score():
         report(f"  note: the teacher does not beat a constant answer ({data.trivial_score():.3f}): train it longer")
@@ -293,11 +169,41 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
     return record
 
 
+def _train(experiment, precision, model, teachers, data, training, stage, started, report) -> tuple:
+    """Train through the phases of a stage; returns what `train_stage` does.
+
+    An interrupted run goes through the end of the earlier phases again, from their last checkpoints but one.
+    """
+    phases = experiment.phases() if teachers else (None,)
+    log, steps, seconds = [], 0, 0.0
+    for number, phase in enumerate(phases):
+        options = {}
+        if phase:
+            options = {"distillation": phase.loss, "released_optimizer": experiment.recipe.released}
+        entries, count, began = train_stage(
+            model,
+            teachers,
+            data,
+            experiment.settings(precision).part(number, len(phases), phase.rate if phase else 1.0),
+            training if len(phases) == 1 else training / f"phase{number + 1}",
+            seed=experiment.seed + stage,
+            title=precision,
+            best=experiment.selection == "best" and number == len(phases) - 1,
+            started=started if number == 0 else None,
+            report=report,
+            **options,
+        )
+        log += [entry | {"step": entry["step"] + steps} for entry in entries]
+        steps += count
+        seconds += time.monotonic() - began
+    return log, steps, time.monotonic() - seconds
+
+
 def _starting_point(experiment, schedule, precision, previous) -> PreTrainedModel:
     if precision == FULL:
         return load_model(experiment.model, experiment.task, seed=experiment.seed)
     if schedule.stages[0] == precision:
-        model = binarize(_copy(previous), BitConfig.from_precision(precision))
+        model = binarize(_copy(previous), BitConfig.from_precision(precision, experiment.recipe.method))
     else:
         model = set_precision(_copy(previous), precision, experiment.alpha)
     model.config.quantization_config.history = schedule.history(precision)
@@ -312,13 +218,6 @@ def _teachers(experiment, full, previous) -> list[PreTrainedModel]:
     if full is previous or experiment.stage_teacher == "full":
         return [full]
     return [previous] if experiment.stage_teacher == "previous" else [previous, full]
-
-
-def _loss_options(experiment) -> dict:
-    return {
-        "distillation": experiment.distillation(),
-        "released_optimizer": experiment.method == "bit-released",
-    }
 
 
 def _save_stage(

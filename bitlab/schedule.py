@@ -5,7 +5,7 @@ next stage's teacher and its starting point.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitlab.config import parse_precision
 from bitlab.errors import BitlabError
@@ -21,8 +21,10 @@ class Schedule:
     precisions: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str) -> "Schedule":
+    def parse(cls, text: str, method: str = "bit") -> "Schedule":
         """Read "W32A32 -> W1A4 -> W1A2 -> W1A1"; the leading W32A32 may be left out.
+
+        `method` is that of the `BitConfig`: each has its own precisions (W2 is ternary, for "binarybert" alone).
 
         Errors: BitlabError for a schedule that names no stage, repeats one, or goes up in precision, and for a
         precision that does not exist.
@@ -30,13 +32,13 @@ class Schedule:
         parts = [part.strip() for part in str(text).replace("→", "->").split("->")]
         if parts == [""]:
             raise BitlabError("the schedule names no stage: write for instance 'W32A32 -> W1A2 -> W1A1'")
-        names = ["W{}A{}".format(*parse_precision(part)) for part in parts]
+        names = ["W{}A{}".format(*parse_precision(part, method)) for part in parts]
         if names[0] != FULL:
             names.insert(0, FULL)
         if len(names) == 1:
             raise BitlabError(f"schedule {text!r} names no stage after {FULL}: add one, for instance 'W32A32 -> W1A1'")
         for before, after in itertools.pairwise(names):
-            _check_step(text, before, after)
+            _check_step(text, before, after, method)
         return cls(tuple(names))
 
     @property
@@ -52,8 +54,8 @@ class Schedule:
         return ARROW.join(self.precisions)
 
 
-def _check_step(text: str, before: str, after: str) -> None:
-    old, new = parse_precision(before), parse_precision(after)
+def _check_step(text: str, before: str, after: str, method: str) -> None:
+    old, new = parse_precision(before, method), parse_precision(after, method)
     if old == new:
         raise BitlabError(f"schedule {text!r} repeats {after}: each stage must lower the precision")
     if new[0] > old[0] or new[1] > old[1]:
@@ -82,6 +84,13 @@ class StageSettings:
     alpha_learning_rate: float = 1e-4
     weight_decay: float = 0.01
     bf16: bool = False
+
+    def part(self, number: int, parts: int, rate: float = 1.0) -> "StageSettings":
+        """The settings of part `number` (from 0) of a stage shared evenly, at `rate` times the learning rate."""
+        steps = self.max_steps
+        if steps is not None:
+            steps = max(1, steps * (number + 1) // parts - steps * number // parts)
+        return replace(self, epochs=self.epochs / parts, max_steps=steps, learning_rate=rate * self.learning_rate)
 
     def steps(self, examples: int) -> int:
         """Optimizer steps for a training set of that many examples, at least 1."""

@@ -67,6 +67,7 @@ def train_stage(
     Returns: (log, steps, moment of the start on the monotonic clock, earlier sessions counted in).
     """
     steps = settings.steps(len(data.train))
+    rows = data.augmented if teachers and data.augmented is not None else data.train
     checkpoint, spent = _last_whole_checkpoint(folder, steps)
     started = (time.monotonic() if started is None else started) - spent
     dev = next(iter(data.evaluations))
@@ -74,7 +75,7 @@ def train_stage(
         model,
         teachers,
         arguments(data, settings, folder, seed, steps, best),
-        train_dataset=data.train,
+        train_dataset=rows,
         eval_dataset=data.evaluations[dev],
         data_collator=data.collate,
         compute_metrics=lambda p: {"score": data.score(data.metrics({dev: p.predictions}))},
@@ -107,7 +108,7 @@ def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, 
         adam_epsilon=1e-6,
         bf16=settings.bf16,
         use_cpu=CPU,  # transformers wants to hear it for bf16, and for processes without a GPU
-        train_sampling_strategy="random",  # grouped by length would save padding, and cost accuracy: BucketSampler
+        train_sampling_strategy="random",  # grouped by length would save padding, and cost accuracy: bitlab.sampling
         logging_steps=max(1, steps // 50),
         save_steps=every if best else max(25, every),
         save_total_limit=2,

@@ -105,9 +105,11 @@ def test_options_reach_the_experiment(monkeypatch, capsys):
 def test_the_defaults_are_the_experiments_own():
     options = vars(cli._parser().parse_args(["glue", "rte"]))
     experiment = vars(experiments.Experiment("rte"))
-    for name in options.keys() & experiment.keys() - {"schedule"}:
+    by_method = {"schedule", "stage_teacher"}
+    for name in options.keys() & experiment.keys() - by_method:
         assert options[name] == experiment[name], name
-    assert experiments.Experiment("rte", schedule=options["schedule"]).schedule == experiment["schedule"]
+    assert not any(options[name] for name in by_method)
+    assert (experiment["schedule"], experiment["stage_teacher"]) == ("W32A32 -> W1A2 -> W1A1", "previous")
 
 
 def test_doctor(capsys):

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
-CORE = {"binarizers", "fused", "layers", "attention", "config", "convert", "cost", "errors"}
+CORE = {"binarizers", "fused", "layers", "attention", "config", "convert", "cost", "errors", "methods"}
 NOTEBOOK_NEEDS = {"course", "widgets", "exercises", "series", "plots", "activations"}
 
 

@@ -13,30 +13,62 @@ def bf16(enabled=True):
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
-@settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 40), width=st.integers(1, 900), out=st.integers(1, 70), bits=st.sampled_from([1, 2, 4]))
-def test_code_product_is_exact(rows, width, out, bits):
-    codes = torch.randint(-(2 ** (bits - 1)), 2**bits, (2, rows, width)).float()
-    signs = torch.randint(0, 2, (out, width)).float() * 2 - 1
-    expected = codes.double() @ signs.double().t()
-    with bf16():
-        product = code_product(codes, signs)
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 900),
+    out=st.integers(1, 70),
+    bits=st.sampled_from([1, 2, 4, 8]),
+    leading=st.sampled_from([(), (2,), (2, 3)]),
+    learns=st.booleans(),
+    mixed=st.booleans(),
+)
+def test_code_product_is_exact(rows, width, out, bits, leading, learns, mixed):
+    codes = torch.randint(-(2 ** (bits - 1)), 2**bits, (*leading, rows, width)).float().requires_grad_(learns)
+    signs = torch.randint(0, 2, (*leading, width, out)).float() * 2 - 1
+    with bf16(mixed):
+        product = code_product(codes, signs, bits)
     assert product.dtype == torch.float32
-    assert torch.equal(product.double(), expected)
+    assert torch.equal(product.double(), codes.double() @ signs.double())
+    if learns:  # the gradient of the sum of the products: row sums of the signs, rounded only in mixed precision
+        product.sum().backward()
+        expected = signs.sum(-1)[..., None, :].expand_as(codes)
+        torch.testing.assert_close(codes.grad, expected, rtol=2**-7 if mixed else 0, atol=0)
 
 
 def test_plain_bf16_would_not_be_exact():
     """The reason for `code_product`: sums above 256 do not fit into bf16."""
-    codes = torch.ones(1, 771)
+    codes = torch.ones(1, 771, requires_grad=True)
     with bf16():
-        assert torch.nn.functional.linear(codes, torch.ones(1, 771)).item() != 771
-        assert code_product(codes, torch.ones(1, 771)).item() == 771
+        assert (codes @ torch.ones(771, 1)).item() != 771
+        assert code_product(codes, torch.ones(771, 1)).item() == 771
+        assert exact_matmul(codes, torch.ones(771, 1)).item() == 771
 
 
-def test_exact_matmul_leaves_autocast():
-    a = torch.ones(2, 3, 5, 771)
+def test_real_numbers_are_no_codes():
+    """Under autocast W1A32 multiplies its inputs as they are (rounded to bf16), not as int8; W1A8 holds 255."""
+    x = torch.rand(5, 16, requires_grad=True)
+    layer = BinaryLinear(16, 8, activation_bits=32).train()
     with bf16():
-        assert torch.equal(exact_matmul(a, a.transpose(2, 3)), torch.full((2, 3, 5, 5), 771.0))
+        mixed = layer(x).float()
+    torch.testing.assert_close(mixed, layer(x), rtol=0.02, atol=0.02)
+    layer = BinaryLinear(16, 8, activation_bits=8, signed=False).train()
+    exact = layer(x * 9)
+    with bf16():
+        assert torch.equal(layer(x * 9), exact)
+
+
+def test_what_the_backward_keeps_is_small():
+    """Of a product's two inputs one byte a number stays, where a plain product would keep the floats."""
+    kept = []
+
+    def pack(t):
+        kept.append(t.dtype)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        code_product(torch.ones(3, 4, requires_grad=True), torch.ones(4, 2))
+    assert kept == [torch.int8, torch.int8]
 
 
 def test_gradients_agree_to_bf16():

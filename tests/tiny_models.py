@@ -90,7 +90,8 @@ def warm_up(model, **inputs):
         model(**(inputs or batch()))
         generator = torch.Generator().manual_seed(7)
         for module in binarizers(model).values():
-            module.alpha *= 1.1
+            if module.alpha is not None:  # BiBERT's have none
+                module.alpha *= 1.1
             if module.beta is not None:
                 module.beta += 0.05 * torch.randn(module.beta.shape, generator=generator)
     return model.eval()

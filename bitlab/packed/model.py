@@ -90,6 +90,10 @@ def _check(model: PreTrainedModel) -> None:
         raise BitlabError("only a binary model can be packed: call binarize(model) and train it first")
     if not config.latent:
         raise BitlabError("this model is packed already")
+    if config.method != "bit":
+        raise BitlabError(
+            f"only models of method 'bit' can be packed, this one is of {config.method!r}: binarize with method='bit'"
+        )
     if config.weight_bits != 1:
         raise BitlabError(f"a {config.precision} model has no 1-bit weights to pack: call set_precision(model, 'W1A1')")
     if not any(isinstance(module, BinaryLinear) for module in model.modules()):

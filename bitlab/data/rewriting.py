@@ -1,0 +1,193 @@
+"""New sentences by replacing words, row by row, in this process or in many, in parts that survive a kill."""
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from bitlab import runs
+from bitlab.data.candidates import MaskedLM, in_case_of, replaceable
+from bitlab.errors import BitlabError
+
+CHUNK = 16  # rows in a part: what is lost by a kill, for each process
+
+Row = tuple[int, tuple[str, ...]]  # number in the original training set, texts
+Slot = tuple[re.Match, list[str]]  # a word in its sentence, what may replace it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to augment.
+
+    tries: N, new sentences tried for each sentence. probability: that a word is replaced, in each try.
+    candidates: at most so many for a word. seed: of all choices.
+    """
+
+    tries: int
+    probability: float = 0.4
+    candidates: int = 15
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("tries", "candidates"):
+            if getattr(self, name) < 1:
+                raise BitlabError(f"{name} is {getattr(self, name)}: give a whole number above 0")
+        if not 0 < self.probability <= 1:
+            raise BitlabError(f"probability is {self.probability}: give a number above 0, at most 1")
+        if not 0 <= self.seed < 2**31:
+            raise BitlabError(f"seed is {self.seed}: give a whole number from 0 to {2**31 - 1}")
+
+
+def new_sentences(sentence: str, slots: list[Slot], settings: Settings, rng: random.Random) -> list[str]:
+    """The different new sentences of all tries, in the order found."""
+    found = {}
+    for _ in range(settings.tries):
+        parts, end = [], 0
+        for word, choices in slots:
+            if rng.random() < settings.probability and choices:
+                parts += [sentence[end : word.start()], in_case_of(word[0], rng.choice(choices))]
+                end = word.end()
+        found["".join((*parts, sentence[end:]))] = None
+    found.pop(sentence, None)
+    return list(found)
+
+
+@dataclass
+class Job:
+    """What makes new rows of original ones, in this process or in others."""
+
+    settings: Settings
+    neighbours: dict[str, list[str]]
+    masked_lm: MaskedLM | None = None
+
+    def new_rows(self, rows: list[Row]) -> Iterator[Row]:
+        """New rows of each row, each sentence of a pair replaced in rows of its own.
+
+        A sentence's choices hang on the seed, the row's number and the column alone: not on who makes which row.
+        """
+        predicted = {}
+        if self.masked_lm:
+            sentences = {sentence for _, texts in rows for sentence in texts}
+            with _one_thread():
+                predicted = self.masked_lm.candidates(sentences, self.settings.candidates)
+        for number, texts in rows:
+            for column, sentence in enumerate(texts):
+                slots = [(word, self._choices(sentence, word, predicted)) for word in replaceable(sentence)]
+                rng = random.Random(f"{self.settings.seed} {number} {column}")
+                for new in new_sentences(sentence, slots, self.settings, rng):
+                    yield number, (*texts[:column], new, *texts[column + 1 :])
+
+    def _choices(self, sentence: str, word: re.Match, predicted: dict) -> list[str]:
+        if self.masked_lm and self.masked_lm.is_single_piece(word[0]):
+            return predicted[sentence, word.start()]
+        return self.neighbours.get(word[0].lower(), [])
+
+    def write(self, part: Path, rows: list[Row]) -> int:
+        """Write a part of the table, whole or not at all; returns how many original rows are in it."""
+        runs.write_json(part, {"rows": list(self.new_rows(rows))})
+        return len(rows)
+
+
+@contextmanager
+def _one_thread():
+    """Sums in one thread's order: the same in one process, which has all threads, as in many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_parts(
+    job: Job,
+    rows: list[tuple[str, ...]],
+    masked_lm: Callable[[], tuple] | None,
+    processes: int,
+    folder: Path,
+    report: Callable[[str], None],
+) -> None:
+    """Write the parts of the new rows that are not in `folder` yet, each whole or not at all.
+
+    job: makes them, in this process; with more than one, each is given it and calls `masked_lm` for a model of its own.
+    Errors: BitlabError where one of the processes is killed.
+    """
+    folder.mkdir(exist_ok=True)
+    numbered = list(enumerate(rows))
+    tasks = {_part(folder, start): numbered[start : start + CHUNK] for start in range(0, len(rows), CHUNK)}
+    tasks = {part: chunk for part, chunk in tasks.items() if not part.exists()}
+    left = sum(map(len, tasks.values()))
+    processes = min(processes, len(tasks))
+    if processes > 1:
+        made = _in_processes(processes, (replace(job, masked_lm=None), masked_lm), tasks)
+    else:
+        made = (job.write(*task) for task in tasks.items())
+    _show(made, len(rows) - left, len(rows), report)
+
+
+def read_parts(folder: Path, rows: int) -> Iterator[Row]:
+    """The new rows in all parts, in the order of the `rows` original ones."""
+    for start in range(0, rows, CHUNK):
+        yield from runs.read_json(_part(folder, start))["rows"]
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"{start:07}.json"
+
+
+def _in_processes(count: int, initial: tuple, tasks: dict[Path, list[Row]]) -> Iterator[int]:
+    # forks of this process could hang in torch's threads and not use its GPU; a server of forks imports torch once
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(count, context, _start_worker, initial)
+    try:
+        for done in as_completed([pool.submit(_work, *task) for task in tasks.items()]):
+            yield done.result()
+    except BrokenProcessPool:
+        raise BitlabError(
+            "a process was ended from outside, perhaps for lack of memory: the same command goes on, try --processes 1"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: Job | None = None
+
+
+def _start_worker(job: Job, masked_lm) -> None:
+    """Prepare this process: it makes parts, stops at Ctrl-C without a word, and ends when its parent is killed."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    _worker = replace(job, masked_lm=MaskedLM(*masked_lm()) if masked_lm else None)
+
+
+def _work(part: Path, rows: list[Row]) -> int:
+    return _worker.write(part, rows)
+
+
+def _show(made: Iterable[int], before: int, total: int, report) -> None:
+    """Run through the parts, with a bar on a terminal, else with a line for each tenth of the rows."""
+    started, count = time.monotonic(), before
+    with tqdm(total=total, initial=before, desc="augment", unit="row", disable=not sys.stderr.isatty()) as bar:
+        for rows in made:
+            tenths, count = 10 * count // total, count + rows
+            bar.update(rows)
+            if bar.disable and tenths < 10 * count // total < 10:
+                left = (time.monotonic() - started) / (count - before) * (total - count)
+                report(f"  augment: {count:,} of {total:,} rows, about {left:.0f} s left")
