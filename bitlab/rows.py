@@ -42,9 +42,10 @@ USUAL = {option.name: option.default for option in fields(StageSettings)}
 class Run:
     """One stage of one stored result: what a row's cell is made of.
 
-    seed: -1 for a full-precision model that was given. model: what tells it from others of its recipe. recipe: what
-    runs of one cell have in common. metrics, full: fractions, of this stage and of the run's full-precision model. steps: of each distillation stage so far.
-    seen: examples in them. training: epochs, batch and rate of the last of them. cost: (MiB, GFLOPs) if known.
+    seed: -1 for a full-precision model that was given. model: what tells it from others of its recipe.
+    recipe: what the runs of one cell have in common. metrics, full: fractions, of this stage and of the run's
+    full-precision model. steps: of each distillation stage so far. seen: examples in them. training: epochs, batch
+    and rate of the last of them. cost: (MiB, GFLOPs) if known.
     """
 
     task: str
@@ -161,13 +162,8 @@ def rows(results: Iterable[dict], columns: dict = GLUE) -> list[Row]:
     for key in sorted(cells, key=_order):
         columns_of = {task: sorted(groups, key=lambda g: (-g[0].seen, -len(g))) for task, groups in cells[key].items()}
         for line in zip_longest(*columns_of.values()):
-            row = Row(
-                *key[:4],
-                _words(key[4]),
-                _budget(*key[5:]),
-                columns,
-                {task: g for task, g in zip(columns_of, line) if g},
-            )
+            groups = {task: group for task, group in zip(columns_of, line) if group}
+            row = Row(*key[:4], _words(key[4]), _budget(*key[5:]), columns, groups)
             costs = [run.cost for group in row.runs.values() for run in group if run.cost]
             row.size, row.flops = costs[0] if costs else (None, None)
             found.append(row)
@@ -270,7 +266,19 @@ def _machine(machine: dict) -> str:
 def _order(key: tuple):
     model, data, method, schedule, other, preset, examples, steps = key
     full = method == "full precision"
-    return (model, data, preset, examples or 1e9, steps or 1e9, not full, method, len(schedule), schedule, str(other))
+    return (
+        model,
+        data,
+        preset,
+        examples or 1e9,
+        steps or 1e9,
+        not full,
+        method,
+        len(schedule),
+        schedule,
+        other != (),
+        str(other),
+    )
 
 
 def _words(options: tuple) -> str:
