@@ -41,6 +41,7 @@ class Experiment:
         selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
         logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`; not for the rivals.
         bf16: train in mixed precision (evaluation is in float32).
+        group_by_length: distil in batches of sentences of similar length: less padding, see `bitlab.sampling`.
         max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
     """
 
@@ -69,6 +70,7 @@ class Experiment:
     attention_weight: float = 0.0
     temperature: float = 1.0
     bf16: bool = False
+    group_by_length: bool = False
     max_length: int | None = None
     stride: int | None = None
     question_length: int | None = None
@@ -149,4 +151,5 @@ class Experiment:
         steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
         batch = self.batch_size or (32 if quick else recipe.batch_size or task.batch_size)
         warmup = 0.2 if task is SQUAD else 0.1
-        return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, bf16=self.bf16)
+        options = {"bf16": self.bf16, "group_by_length": self.group_by_length}
+        return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, **options)

@@ -30,9 +30,9 @@ class Prepared:
     train: Dataset
     evaluations: dict[str, Dataset]
     fixed_length: bool = False
-    tests: dict[str, Dataset] = field(default_factory=dict)  # as they were read: most runs never look at them
     augmented: Dataset | None = None
     augmentation: dict | None = None  # what is known of `augmented`, for the result file
+    tests: dict[str, Dataset] = field(default_factory=dict)  # as they were read: most runs never look at them
 
     def augment(self, path: str) -> None:
         """Let distillation train on a table of `bitlab augment` (see `load_augmented`) in place of `train`."""
@@ -164,7 +164,7 @@ def prepare(
     if not spans:
         evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
         tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
-        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests)
+        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
     dev = splits[present[0]]
     windows = encode_windows(dev, tokenizer, sizes)
     return PreparedSpans(

@@ -74,6 +74,7 @@ class StageSettings:
         alpha_learning_rate: the same for the alphas.
         weight_decay: of weights; biases, thresholds, LayerNorm and alphas have none.
         bf16: mixed precision: faster on processors and GPUs that have it. Products of codes stay exact.
+        group_by_length: batches of sentences of similar length, see `bitlab.sampling`.
     """
 
     epochs: float
@@ -84,6 +85,7 @@ class StageSettings:
     alpha_learning_rate: float = 1e-4
     weight_decay: float = 0.01
     bf16: bool = False
+    group_by_length: bool = False
 
     def part(self, number: int, parts: int, rate: float = 1.0) -> "StageSettings":
         """The settings of part `number` (from 0) of a stage shared evenly, at `rate` times the learning rate."""

@@ -108,7 +108,7 @@ def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, 
         adam_epsilon=1e-6,
         bf16=settings.bf16,
         use_cpu=CPU,  # transformers wants to hear it for bf16, and for processes without a GPU
-        train_sampling_strategy="random",  # grouped by length would save padding, and cost accuracy: bitlab.sampling
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         logging_steps=max(1, steps // 50),
         save_steps=every if best else max(25, every),
         save_total_limit=2,

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import torch
 
-from bitlab import course, exercises, series
+from bitlab import course, exercises, results, series
 from bitlab.errors import BitlabError
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +64,15 @@ def test_start_seeds_the_generators():
     assert torch.equal(first, torch.rand(3))
     course.start("02", seed=6)
     assert not torch.equal(first, torch.rand(3))
+
+
+def test_stored_scores_are_those_of_the_last_stage_by_name_and_seed(monkeypatch):
+    names = {"a-b-one-seed0": 0.5, "a-b-one-seed2": 0.75, "a-b-two-seed0": 1.0, "c-one-seed0": 0.0, "a-b-odd": 0.0}
+    stored = [{"name": name, "stages": [{"score": 0.25}, {"score": score}]} for name, score in names.items()]
+    monkeypatch.setattr(results, "load", lambda: stored)
+    lab = course.Lab("07", "quick", 0, torch.device("cpu"))
+    assert lab.stored("a-b-") == {"one": {0: 0.5, 2: 0.75}, "two": {0: 1.0}}
+    assert lab.stored("nothing-") == {}
 
 
 # Exercise checks
