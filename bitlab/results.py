@@ -103,7 +103,7 @@ def _published_row(line: dict[str, str], columns: dict, source: str) -> Row:
         printed["avg"] = float(line["avg"])
     size, flops = (float(line[key]) if key in line else None for key in ("size_mib", "flops_g"))
     method = "full precision" if weights == "32" else line["method"]
-    return Row("BERT-base", source, method, f"W{weights}A{activations}", "", columns, {}, printed, size, flops)
+    return Row("BERT-base", source, method, f"W{weights}A{activations}", "", "", columns, {}, printed, size, flops)
 
 
 # ------------------------------------------------------------------------------------------------ costs

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment
+from bitlab.experiment import Experiment
+from bitlab.recipes import get_recipe
 from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import get_task
 
@@ -33,7 +34,7 @@ DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 TOLD = {"task", "model", "data", "schedule", "method", "preset", "seed", "teacher", "train_examples", "max_steps"}
 TOLD |= {"epochs", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs", "teacher_learning_rate"}
 WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
-TOLD |= {"bf16", "examples", "settings", "questions", *WINDOWS}
+TOLD |= {"bf16", "examples", "settings", "questions", "augment", *WINDOWS}
 USUAL = {option.name: option.default for option in fields(StageSettings)}
 
 
@@ -41,13 +42,15 @@ USUAL = {option.name: option.default for option in fields(StageSettings)}
 class Run:
     """One stage of one stored result: what a row's cell is made of.
 
-    seed: -1 for a full-precision model that was given. recipe: what runs of one cell have in common. metrics, full:
-    fractions, of this stage and of the run's full-precision model. steps: of each distillation stage so far.
-    seen: examples in them. training: epochs, batch and rate of the last of them. cost: (MiB, GFLOPs) if known.
+    seed: -1 for a full-precision model that was given. model: what tells it from others of its recipe.
+    recipe: what the runs of one cell have in common. metrics, full: fractions, of this stage and of the run's
+    full-precision model. steps: of each distillation stage so far. seen: examples in them. training: epochs, batch
+    and rate of the last of them. cost: (MiB, GFLOPs) if known.
     """
 
     task: str
     seed: int
+    model: tuple
     recipe: dict
     metrics: dict[str, float]
     full: dict[str, float]
@@ -61,7 +64,7 @@ class Run:
 
 @dataclass
 class Row:
-    """One line of the table.
+    """One line of the table. `options`: what of the method is not as usual, in words.
 
     `runs`: task -> the runs of its cell, one a seed, all of the same recipe. `printed`: a published row's numbers,
     in percent. `size` in MiB, `flops` in G at length 128, by `bitlab.cost`; None where the model is not known.
@@ -71,6 +74,7 @@ class Row:
     data: str
     method: str
     schedule: str
+    options: str
     budget: str
     columns: dict = field(repr=False)
     runs: dict[str, list[Run]] = field(default_factory=dict)
@@ -152,24 +156,31 @@ def rows(results: Iterable[dict], columns: dict = GLUE) -> list[Row]:
     """
     tasks = {task for task, _ in columns.values()}
     cells: dict[tuple, dict[str, list]] = {}
-    for result in results:
-        for key, run in runs_of(result) if result["task"] in tasks else ():
-            _place(cells.setdefault(key, {}).setdefault(run.task, []), run)
+    for key, run in _distinct(found for result in results if result["task"] in tasks for found in runs_of(result)):
+        _place(cells.setdefault(key, {}).setdefault(run.task, []), run)
     found = []
     for key in sorted(cells, key=_order):
         columns_of = {task: sorted(groups, key=lambda g: (-g[0].seen, -len(g))) for task, groups in cells[key].items()}
         for line in zip_longest(*columns_of.values()):
-            row = Row(*key[:4], _budget(*key[4:]), columns, {task: g for task, g in zip(columns_of, line) if g})
+            groups = {task: group for task, group in zip(columns_of, line) if group}
+            row = Row(*key[:4], _words(key[4]), _budget(*key[5:]), columns, groups)
             costs = [run.cost for group in row.runs.values() for run in group if run.cost]
             row.size, row.flops = costs[0] if costs else (None, None)
             found.append(row)
     return found
 
 
+def _distinct(found: Iterable[tuple[tuple, Run]]) -> list[tuple[tuple, Run]]:
+    """Without the given full-precision models that another of the runs has trained."""
+    found = list(found)
+    trained = [(run.task, run.metrics, run.steps, run.seconds) for _, run in found if run.seed >= 0]
+    return [(k, r) for k, r in found if r.seed >= 0 or (r.task, r.metrics, r.steps, r.seconds) not in trained]
+
+
 def _place(groups: list[list[Run]], run: Run) -> None:
-    """Into the group of the same recipe; a seed that it holds with other numbers opens another group."""
+    """Into the group of the same recipe; one that it holds with other numbers opens another group."""
     for group in (group for group in groups if group[0].recipe == run.recipe):
-        twin = next((other for other in group if other.seed == run.seed), None)
+        twin = next((other for other in group if other.model == run.model), None)
         if twin is None:
             group.append(run)
         if twin is None or twin.metrics == run.metrics:
@@ -179,27 +190,30 @@ def _place(groups: list[list[Run]], run: Run) -> None:
 
 def runs_of(result: dict) -> list[tuple[tuple, Run]]:
     """(key of its row, run) for every stage of a result, full precision first."""
-    config, precisions = result["config"], Schedule.parse(result["schedule"]).precisions
+    config = result["config"]
+    precisions = Schedule.parse(result["schedule"], get_recipe(result["method"]).method).precisions
     stages = {stage["precision"]: stage for stage in result["stages"]}
     if tuple(stages) != precisions:
         raise BitlabError("its stages are not those of its schedule")
     given = config.get("teacher")
     found = []
     for number, precision in enumerate(precisions):
+        own = number or not given
         path = precisions[: number + 1]
         trained = path[1:] or path  # a student's training is its distillation
         settings = {name: config["settings"][name] for name in path}
         run = Run(
             task=get_task(result["task"]).name,
-            # a given teacher is one model, whatever the seed of its students
-            seed=-1 if given and not number else result["seed"],
-            recipe=_recipe(config, {} if given and not number else settings),
+            seed=result["seed"] if own else -1,
+            # a given teacher is one model, whatever the seed of its students: its numbers tell it from another one
+            model=(result["seed"],) if own else tuple(stages[FULL][name] for name in ("score", "steps", "seconds")),
+            recipe=_recipe(config, settings if own else {}),
             metrics=_metrics(stages[precision], config),
             full=_metrics(stages[FULL], config),
             steps=tuple(stages[name]["steps"] for name in trained),
             seconds=sum(stages[name]["seconds"] for name in trained),
             seen=sum(stages[name]["steps"] * settings[name]["batch_size"] for name in trained),
-            training={} if given and not number else _training(settings[precision], stages[precision], config),
+            training=_training(settings[precision], stages[precision], config) if own else {},
             machine=_machine(result["machine"]),
             cost=result.get("cost", {}).get(precision),
         )
@@ -211,7 +225,8 @@ def _recipe(config: dict, settings: dict[str, dict]) -> dict:
     """What the runs of a cell have in common beside their row's key. A setting that is usual may be absent."""
     unusual = {name: {k: v for k, v in stage.items() if v != USUAL.get(k)} for name, stage in settings.items()}
     windows = {name: config.get(name) for name in WINDOWS}
-    return {"teacher": config.get("teacher"), "examples": config["examples"]["train"], **windows, **unusual}
+    data = {"examples": config["examples"]["train"], "augmented": (config.get("augment") or {}).get("table")}
+    return {"teacher": config.get("teacher"), **data, **windows, **unusual}
 
 
 def _key(result: dict, path: tuple[str, ...]) -> tuple:
@@ -219,17 +234,20 @@ def _key(result: dict, path: tuple[str, ...]) -> tuple:
     their defaults. Options that the path does not come to use are left out."""
     config, student = result["config"], len(path) > 1
     idle = () if len(path) > 2 else ("alpha", "stage_teacher")  # the first stage has no scales before it
+    usual = DEFAULTS | {"stage_teacher": get_recipe(result["method"]).stage_teacher}
     options = {name: value for name, value in config.items() if student and name not in TOLD | set(idle)}
-    other = tuple((name, str(value)) for name, value in options.items() if value != DEFAULTS.get(name))
+    other = tuple((name, str(value)) for name, value in options.items() if value not in (usual.get(name), None))
+    other += (("augmented", ""),) if student and config.get("augment") else ()
     budget = (config.get(name) for name in ("preset", "train_examples", "max_steps"))
     method = result["method"] if student else "full precision"
-    return (result["model"], result["data"], method, " -> ".join(path), *budget, other)
+    return (result["model"], result["data"], method, " -> ".join(path), other, *budget)
 
 
 def _training(settings: dict, stage: dict, config: dict) -> dict[str, float]:
     """Epochs, batch and rate of a stage, as it was trained."""
     batch = settings["batch_size"]
-    epochs = stage["steps"] * batch / config["examples"]["train"]
+    examples = config["examples"].get("augmented" if stage["precision"] != FULL else "train")
+    epochs = stage["steps"] * batch / (examples or config["examples"]["train"])
     return {"epochs": epochs, "batch": batch, "rate": settings["learning_rate"]}
 
 
@@ -246,13 +264,29 @@ def _machine(machine: dict) -> str:
 
 
 def _order(key: tuple):
-    model, data, method, schedule, preset, examples, steps, other = key
+    model, data, method, schedule, other, preset, examples, steps = key
     full = method == "full precision"
-    return (model, data, preset, examples or 1e9, steps or 1e9, not full, method, len(schedule), schedule, str(other))
+    return (
+        model,
+        data,
+        preset,
+        examples or 1e9,
+        steps or 1e9,
+        not full,
+        method,
+        len(schedule),
+        schedule,
+        other != (),
+        str(other),
+    )
 
 
-def _budget(preset: str, examples: int | None, steps: int | None, other: tuple) -> str:
+def _words(options: tuple) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}".strip() for name, value in options)
+
+
+def _budget(preset: str, examples: int | None, steps: int | None) -> str:
     parts = [preset]
     parts += [f"{examples:,} examples"] if examples else []
     parts += [f"at most {steps} steps a stage"] if steps else []
-    return ", ".join(parts + [f"{name.replace('_', ' ')} {value}" for name, value in other])
+    return ", ".join(parts)

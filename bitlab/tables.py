@@ -86,7 +86,8 @@ def _cells(row: Row, number: int, columns: dict, average: bool) -> list[str]:
     schedule = row.schedule.removeprefix(FULL + " -> ")
     mark = "" if row.published else f"[{number}]"
     cost = [f"{value:.3g}" if value is not None else "-" for value in (row.size, row.flops)]
-    return [mark, row.model, row.data, row.method, schedule, *scores, *cost, *_effort(row)]
+    method = ", ".join(filter(None, (row.method, row.options)))
+    return [mark, row.model, row.data, method, schedule, *scores, *cost, *_effort(row)]
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -142,7 +143,8 @@ def _task_note(task: str, group: list[Run]) -> str:
     seeds = ", ".join(str(run.seed) for run in sorted(group, key=lambda run: run.seed) if run.seed >= 0)
     trained = " + ".join(map(str, group[0].steps))
     details = ", ".join(f"{name} {value:.3g}" for name, value in group[0].training.items())
-    words = [f"seed{'s' * (len(group) > 1)} {seeds}" if seeds else "a given model", f"{trained} steps"]
+    several = "s" * (len(group) > 1)
+    words = [f"seed{several} {seeds}" if seeds else f"{len(group)} given model{several}", f"{trained} steps"]
     words += [f"({details})"] if details else []
     both = {name: statistics.mean(run.metrics[name] for run in group) for name in get_task(task).metrics}
     words += [f"{name} {100 * value:.1f}" for name, value in both.items() if len(both) > 1 and task != "squad"]
@@ -155,7 +157,7 @@ def _task_note(task: str, group: list[Run]) -> str:
 def _csv(title: str, lines: list[Row], columns: dict) -> str:
     scores = [name for column in columns for name in (column, f"{column} sd")]
     scores += ["avg", "avg sd"] if title == "GLUE" else []
-    head = ["source", *PLAIN, "precision", "budget", *scores, "size_mib", "flops_g"]
+    head = ["source", *PLAIN, "precision", "options", "budget", *scores, "size_mib", "flops_g"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*head, "missing", "seeds", "steps", "seconds", "machine", "notes"])
@@ -167,7 +169,7 @@ def _csv(title: str, lines: list[Row], columns: dict) -> str:
         effort = [""] * 5
         if not row.published:
             effort = [*_effort(row)[:2], _plain(seconds(row), 1), _machines(row), _note(row)]
-        writer.writerow([*who, row.precision, row.budget, *numbers, " ".join(row.missing), *effort])
+        writer.writerow([*who, row.precision, row.options, row.budget, *numbers, " ".join(row.missing), *effort])
     return out.getvalue().rstrip("\n")
 
 

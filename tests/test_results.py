@@ -13,7 +13,6 @@ from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
 from bitlab.results import load, published
 from bitlab.rows import GLUE, rows, spread
-from bitlab.schedule import Schedule
 from bitlab.tables import report
 from bitlab.tasks import TASKS, get_task
 
@@ -24,7 +23,7 @@ def result(task="rte", seed=0, score=STUDENT, full=TEACHER, **options):
     """A result file's content, with the configuration that a run would write."""
     options = {"model": "sample", "data": "sample", "schedule": "W1A1"} | options
     experiment = Experiment(task, seed=seed, **options)
-    precisions = Schedule.parse(experiment.schedule).precisions
+    precisions = experiment.path.precisions
     names = list(get_task(task).metrics) + (["accuracy_mismatched"] if task == "mnli" else [])
     stages = []
     for number, precision in enumerate(precisions):
@@ -157,7 +156,10 @@ def test_full_precision_has_one_row_and_a_teacher_that_was_given_counts_once():
     given = [result(seed=seed, teacher="rte") for seed in (0, 1, 2)]
     (row,) = [row for row in rows(given) if row.method == "full precision"]
     assert row.values("RTE") == pytest.approx([90])
-    assert "RTE a given model, 100 steps" in report(given)
+    assert "RTE 1 given model, 100 steps" in report(given)
+    given[1]["stages"][0] |= {"seconds": 61.0, "metrics": {"accuracy": 0.8}}
+    (row,) = [row for row in rows(given) if row.method == "full precision"]
+    assert row.values("RTE") == pytest.approx([90, 80])
 
 
 def test_mnli_mismatched_alone_does_not_stand_for_matched():
@@ -173,8 +175,28 @@ def test_an_option_that_is_new_marks_its_row_and_a_setting_that_is_new_and_usual
     new, plain = result(seed=1), result(seed=0)
     del plain["config"]["settings"]["W1A1"]["bf16"]
     assert len(students([new, plain])) == 1
-    new["config"]["augment"] = 20
-    assert any("augment 20" in row.budget for row in students([new, plain])) and len(students([new, plain])) == 2
+    new["config"]["surprise"] = 20
+    assert any("surprise 20" in row.options for row in students([new, plain])) and len(students([new, plain])) == 2
+
+
+def test_augmented_runs_are_rows_of_their_own():
+    augmented = result(seed=1)
+    augmented["config"] |= {"augment": {"name": "x", "table": "abc"}, "examples": {"train": 320, "augmented": 3200}}
+    plain, other = students([result(seed=0), augmented])
+    assert (plain.options, other.options) == ("", "augmented") and other.values("RTE") == pytest.approx([70])
+    assert other.runs["rte"][0].training["epochs"] == 2 and plain.runs["rte"][0].training["epochs"] == 20
+    assert "bit, augmented" in report([augmented])
+
+
+def test_a_given_teacher_that_a_stored_run_trained_is_that_runs():
+    given = result(seed=3, teacher="W32A32")
+    assert len([row for row in rows([result(), given]) if row.method == "full precision"]) == 1
+
+
+@pytest.mark.parametrize("method", ["bibert", "binarybert"])
+def test_the_rivals_schedules_are_read(method):
+    found = students([result(method=method, schedule={"bibert": "W1A1", "binarybert": "W2A4 -> W1A4"}[method])])
+    assert found[-1].method == method and found[-1].options == ""
 
 
 # ------------------------------------------------------------------------------------------------ formats
