@@ -56,7 +56,7 @@ class Lab:
         return self.pick(quick="sample", full="minilm")
 
     def data(self, task: str = "sst2"):
-        """A task's tokens (`bitlab.training.Prepared`): sample data, or real data in the full preset."""
+        """A GLUE task's tokens (`bitlab.training.Prepared`): sample data, or real data in the full preset."""
         from bitlab.data.sources import resolve_source
         from bitlab.models import load_tokenizer
         from bitlab.tasks import get_task
@@ -96,6 +96,20 @@ class Lab:
             title = None if headless() else "train"
             log, *_ = train_stage(model, teachers, data, settings, Path(folder), seed, title, **options)
         return [entry for entry in log if "loss" in entry]
+
+    def stored(self, prefix: str) -> dict[str, dict[int, float]]:
+        """Final scores in results/ of the runs whose name begins with `prefix`: the rest of the name -> seed -> score.
+
+        "sst2-sample-" finds "sst2-sample-one-step-seed0" as {"one-step": {0: 0.8}}. Empty if there are none.
+        """
+        from bitlab import results
+
+        found: dict[str, dict[int, float]] = {}
+        for result in results.load():
+            name, _, seed = result["name"].rpartition("-seed")
+            if name.startswith(prefix) and seed.isdigit():
+                found.setdefault(name.removeprefix(prefix), {})[int(seed)] = result["stages"][-1]["score"]
+        return found
 
 
 def start(notebook: str, seed: int = 0) -> Lab:
