@@ -57,7 +57,7 @@ class Lab:
         return self.pick(quick="sample", full="minilm")
 
     def data(self, task: str = "sst2"):
-        """A task's tokens (`bitlab.training.Prepared`): sample data, or real data in the full preset."""
+        """A GLUE task's tokens (`bitlab.training.Prepared`): sample data, or real data in the full preset."""
         from bitlab.data.sources import resolve_source
         from bitlab.models import load_tokenizer
         from bitlab.tasks import get_task
