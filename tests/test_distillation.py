@@ -482,3 +482,21 @@ def test_every_epoch_has_its_own_order(tmp_path):
     made.train()
     epochs = [sorted(map(tuple, (seen[k], seen[k + 1]))) for k in (0, 2, 4)]
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    """Recomputing activations in the backward pass gives the same gradients, alphas' and betas' among them."""
+    model = binarize(tiny()).train()
+    inputs = {"input_ids": torch.randint(5, 60, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.long)}
+    model(**inputs)  # initialises the alphas
+    found = []
+    for turn_on in (False, True):
+        if turn_on:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        output = model(**inputs, output_hidden_states=True)
+        (output.logits.square().sum() + sum(h.square().mean() for h in output.hidden_states)).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and any("alpha" in name for name in found[0])
+    for name, grad in found[0].items():
+        torch.testing.assert_close(grad, found[1][name], msg=name)
