@@ -127,6 +127,8 @@ def start(notebook: str, seed: int = 0) -> Lab:
     reseed(seed)
     plots.use_style()
     quiet(progress=lab.full and not headless())
+    if not lab.full:
+        torch.set_num_threads(1)  # the sample model is too small for more, and a busy machine makes them wait
     print(f"{versions()} | preset {lab.preset}, seed {seed}, {lab.device}")
     gc.freeze()  # every training ends with a search for garbage; among the libraries loaded by now there is none
     return lab
