@@ -73,7 +73,7 @@ def test_weights_agree(on):
     close(found[1], expected[1], "m")
 
 
-def curve(steps=30):
+def curve(steps=100):
     """The losses of a tiny model on one batch."""
     torch.manual_seed(0)
     model, teacher, inputs = binarize(tiny(), BitConfig(1, 1)).train(), tiny(seed=1), batch(8)
