@@ -85,6 +85,7 @@ def _worth_it(x: torch.Tensor) -> bool:
         wanted == "off"
         or _broken
         or x.device.type not in ("cpu", "cuda")
+        or type(x) not in (torch.Tensor, torch.nn.Parameter)  # a fake tensor has no memory to run on
         or (wanted == "auto" and x.numel() < WORTH_IT)
     ):
         return False

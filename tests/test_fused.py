@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import batch, tiny
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bitlab
 from bitlab import BitConfig, binarize, fused
@@ -101,7 +102,7 @@ def test_training_is_the_same(monkeypatch):
     assert found["off"][-1] < found["off"][0] - 1e-3
 
 
-def test_a_compiler_that_does_not_work_changes_nothing(tmp_path):
+def test_a_compiler_that_does_not_work_changes_nothing(tmp_path, monkeypatch):
     """A process with a broken compiler and no compiled functions kept on disk prints what a plain one does."""
     fake = tmp_path / "c++"
     fake.write_text("#!/bin/sh\nexit 1\n")
@@ -111,8 +112,9 @@ def test_a_compiler_that_does_not_work_changes_nothing(tmp_path):
     env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "kept")
     done = subprocess.run([sys.executable, "-c", BROKEN], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    monkeypatch.setenv(fused.VARIABLE, "off")
     with contextlib.redirect_stdout(io.StringIO()) as plain:
-        exec(BROKEN, {})  # small tensors: nothing is compiled here
+        exec(BROKEN, {})
     numbers, status = done.stdout.splitlines()
     assert numbers == plain.getvalue().splitlines()[0] and "torch.compile failed" in status
 
@@ -196,3 +198,12 @@ def test_status_says_why(monkeypatch):
 def test_fused_functions_can_be_copied_with_their_model():
     model = binarize(tiny(), BitConfig(1, 1))
     assert torch.equal(copy.deepcopy(model)(**batch()).logits, model(**batch()).logits)
+
+
+def test_fake_tensors_run_the_formula(monkeypatch):
+    """They have a shape and no memory: compiled code that reads it would take the process down."""
+    monkeypatch.setenv(fused.VARIABLE, "on")
+    with FakeTensorMode():
+        x = torch.empty(4, 8, requires_grad=True)
+        assert not fused._worth_it(x)
+        assert elastic(x, torch.ones(())).shape == (4, 8)
