@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help notebooks test lab lint format refresh clean
+.PHONY: help notebooks test lab lint format refresh budgets clean
 
 help:
 	@echo "make notebooks   run the series headless; executed copies and HTML pages go to build/"
@@ -18,6 +18,7 @@ help:
 	@echo "make lab         open the series in JupyterLab"
 	@echo "make lint        check style        make format   repair it"
 	@echo "make refresh     run the notebooks in place, to commit their outputs"
+	@echo "make budgets     write the times of the last 'make notebooks' into the notebooks' budget lines"
 	@echo "make clean       remove build/ and caches (the environment stays in $(VENV))"
 
 # Installed once, and again whenever the requirements change.
@@ -34,6 +35,9 @@ notebooks: $(INSTALLED)
 
 refresh: $(INSTALLED)
 	@$(BIN)/python -m bitlab.series refresh
+
+budgets: $(INSTALLED)
+	@$(BIN)/python -m bitlab.series budgets
 
 test: lint
 	@$(TEST) --dist loadfile tests

@@ -1,8 +1,8 @@
-"""Run the series of notebooks without a browser: `python -m bitlab.series run` or `refresh`.
+"""Run the series of notebooks without a browser: `python -m bitlab.series run`, `refresh` or `budgets`.
 
 `run` leaves the executed copies, an HTML page of each and times.json in build/. `refresh` runs the notebooks
 in place and strips from them what differs between two runs or two machines, so that their outputs can be
-committed.
+committed. `budgets` writes the times of the last run into the notebooks' budget lines.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from nbconvert import HTMLExporter
 
 from bitlab.course import preset
 
+BUDGET = re.compile(r"^Budget: .*?(?=Full\b|$)", re.MULTILINE)
 PEAK_MEMORY = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+ACTIONS = "run into build/, refresh in place for committing, or write the last run's times into the budget lines"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -139,9 +141,25 @@ def run(paths: list[Path], build: Path | None, timeout: float | None) -> int:
     return 0
 
 
+def budgets(paths: list[Path], build: Path) -> int:
+    """Write what the last `run` measured into the budget line of each notebook: its part about quick, up to "Full"."""
+    times = build / "times.json"
+    measured = json.loads(times.read_text()) if times.exists() else {"preset": "none"}
+    if measured["preset"] != "quick":
+        print(f"{times} holds no times of a quick run: run `make notebooks` first", file=sys.stderr)
+        return 2
+    for path in paths:
+        if found := measured["notebooks"].get(path.stem):
+            notebook = nbformat.read(path, as_version=4)
+            line = f"Budget: quick {found['seconds']:.0f} seconds, {found['peak_gib']:.1f} GiB (measured on one core). "
+            notebook.cells[0].source = BUDGET.sub(line, notebook.cells[0].source, count=1)
+            nbformat.write(notebook, path)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bitlab.series", description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("run", "refresh"), help="into build/, or in place for committing")
+    parser.add_argument("action", choices=("run", "refresh", "budgets"), help=ACTIONS)
     parser.add_argument("only", nargs="*", help="numbers or names of notebooks, all if none: 02 05_binary_bert")
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), metavar="DIR")
     parser.add_argument("--build", type=Path, default=Path("build"), metavar="DIR")
@@ -157,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not paths:
         print(f"no notebook to run in {options.notebooks}", file=sys.stderr)
         return 2
+    if options.action == "budgets":
+        return budgets(paths, options.build)
     return run(paths, options.build if options.action == "run" else None, timeout=None if full else 600)
 
 

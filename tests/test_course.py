@@ -1,5 +1,6 @@
 """Presets, exercise checks, every registered exercise, the runner, and the committed notebooks."""
 
+import json
 import re
 from pathlib import Path
 
@@ -256,3 +257,17 @@ class TestNotebook:
         printed = "".join(o.get("text", "") for cell in cells(path) for o in cell.outputs)
         assert printed.count("not attempted yet") == len(checked), "commit the stubs, not the answers"
         assert sum("<details>" in cell.source for cell in cells(path, "markdown")) >= len(checked) > 0 or not checked
+
+
+def test_budgets_are_those_of_the_last_run(tmp_path, capsys):
+    cell = nbformat.v4.new_markdown_cell("# 02\n\nBudget: quick an age. Full two days, 3 GiB.\n\nMore.")
+    path = tmp_path / "02_made_up.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    arguments = ["budgets", "--notebooks", str(tmp_path), "--build", str(tmp_path)]
+    assert series.main(arguments) == 2 and "make notebooks" in capsys.readouterr().err
+    times = {"preset": "quick", "notebooks": {"02_made_up": {"seconds": 41.6, "peak_gib": 0.97}}}
+    (tmp_path / "times.json").write_text(json.dumps(times))
+    for _ in range(2):  # doing it again changes nothing
+        assert series.main(arguments) == 0
+        text = nbformat.read(path, as_version=4).cells[0].source
+        assert "Budget: quick 42 seconds, 1.0 GiB (measured on one core). Full two days, 3 GiB.\n\nMore." in text
