@@ -42,7 +42,7 @@ def _parser() -> Parser:
     doctor = commands.add_parser("doctor", help="what is installed and found here, and what to do about the rest")
     doctor.set_defaults(command=_doctor)
     glue = commands.add_parser("glue", help="run one GLUE experiment from data to result file")
-    glue.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
+    _add_task(glue)
     _add_experiment_options(glue)
     glue.set_defaults(command=_glue)
     squad = commands.add_parser("squad", help="run one SQuAD v1.1 experiment from data to result file")
@@ -56,7 +56,7 @@ def _parser() -> Parser:
     _add_bench_options(bench)
     bench.set_defaults(command=_bench)
     augment = commands.add_parser("augment", help="make a larger training set by replacing words, as TinyBERT does")
-    augment.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
+    _add_task(augment)
     _add_augment_options(augment)
     augment.set_defaults(command=_augment)
     results = commands.add_parser("results", help="the table of stored results, or store a finished run")
@@ -66,6 +66,10 @@ def _parser() -> Parser:
     results.add_argument("--folder", metavar="DIR", help="where results are stored (default: results/)")
     results.set_defaults(command=_results)
     return parser
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte")
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
