@@ -127,8 +127,8 @@ def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: in
     real tokens a second our step takes than a fixed-length step at 2.6 times the plain one would.
     """
     from bitlab.models import load_tokenizer
+    from bitlab.prepared import prepare
     from bitlab.tasks import get_glue_task
-    from bitlab.training import prepare
 
     rows, tokenizer = [], load_tokenizer("minilm")
     with _session(rounds, threads):

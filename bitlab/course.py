@@ -57,11 +57,11 @@ class Lab:
         return self.pick(quick="sample", full="minilm")
 
     def data(self, task: str = "sst2"):
-        """A GLUE task's tokens (`bitlab.training.Prepared`): sample data, or real data in the full preset."""
+        """A GLUE task's tokens (`bitlab.prepared.Prepared`): sample data, or real data in the full preset."""
         from bitlab.data.sources import resolve_source
         from bitlab.models import load_tokenizer
+        from bitlab.prepared import prepare
         from bitlab.tasks import get_task
-        from bitlab.training import prepare
 
         source, why = resolve_source("auto" if self.full else "sample")
         if self.full:

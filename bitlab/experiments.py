@@ -21,9 +21,10 @@ from bitlab.data.sources import resolve_source
 from bitlab.errors import BitlabError
 from bitlab.experiment import Experiment
 from bitlab.models import load_model, load_tokenizer, quiet
+from bitlab.prepared import Prepared, prepare
 from bitlab.schedule import FULL
 from bitlab.tasks import get_task
-from bitlab.training import Prepared, predict, prepare, processes, train_stage
+from bitlab.training import predict, processes, train_stage
 
 Report = Callable[[str], None]
 WINDOW_SIZES = ("max_length", "stride", "question_length")

@@ -22,11 +22,9 @@ from transformers import (
 
 from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
-from bitlab.prepared import Prepared, prepare
+from bitlab.prepared import Prepared
 from bitlab.schedule import StageSettings
 from bitlab.timing import matmul_precision
-
-__all__ = ["Prepared", "arguments", "evaluate", "predict", "prepare", "processes", "train_stage"]
 
 EVALUATION_BATCH = 64
 DEV_EVALUATIONS = 10  # with selection="best"

@@ -23,8 +23,9 @@ from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.errors import BitlabError
 from bitlab.experiments import Experiment, run
 from bitlab.models import load_model, load_tokenizer
+from bitlab.prepared import prepare
 from bitlab.tasks import get_task
-from bitlab.training import evaluate, prepare
+from bitlab.training import evaluate
 
 TINY = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-4, "teacher_learning_rate": 5e-4}
 ROWS = {"train": 64, "dev": 64}
