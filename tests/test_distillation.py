@@ -336,6 +336,31 @@ def test_the_loss_is_the_sum_of_its_terms_on_the_batch(tmp_path):
     assert made.state.log_history[0]["loss"] == pytest.approx(sum(terms.values()).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_what_a_teacher_said_is_kept_where_it_fits(tmp_path, memory):
+    """Three epochs: the same losses as with a teacher that is asked in every step, from one look at every example."""
+    data, asked = rows(20, (9, 5, 7)), []
+    losses = {}
+    for name, bytes_, teacher in (("reference", 0, tiny()), ("kept", memory, tiny())):
+        if name == "kept":
+            teacher.register_forward_pre_hook(
+                lambda _, args, inputs: asked.append(len(inputs["input_ids"])), with_kwargs=True
+            )
+        made = trainer(tmp_path, tiny(seed=1), teacher, data, max_steps=8, options={"teacher_memory": bytes_})
+        made.train()
+        losses[name] = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    np.testing.assert_allclose(losses["kept"], losses["reference"], rtol=1e-4)
+    assert sum(asked) == (20 if memory else 20 + 20 + 16)
+
+
+@pytest.mark.parametrize("options", [{"hidden": 0.0}, {"logits": 0.0}, {"attention": 1.0}, {"teacher_dropout": True}])
+def test_other_losses_with_more_epochs_than_one(tmp_path, options):
+    made = trainer(tmp_path, student(), tiny(), max_steps=5, options={"distillation": DistillationConfig(**options)})
+    made.train()
+    assert all(np.isfinite(entry["loss"]) for entry in made.state.log_history if "loss" in entry)
+    assert bool(made.kept) == (options.keys() <= {"hidden", "logits"})
+
+
 def test_gradient_accumulation_is_one_large_batch(tmp_path):
     losses, found = [], []
     prepared = student()
