@@ -252,7 +252,7 @@ class DistillationTrainer(Trainer):
         terms: dict[str, Tensor] = {}
         for number, teacher in enumerate(self.teachers):
             if rows is None:
-                target = self._resting_outputs(teacher, inputs)
+                target = self.resting_outputs(teacher, inputs)
             else:
                 target = self.kept[number](rows, inputs["attention_mask"])
             if "attention_scores" in target:
@@ -286,7 +286,7 @@ class DistillationTrainer(Trainer):
             columns = self._remove_unused_columns(self.train_dataset)
             columns = columns.remove_columns([name for name in LABELS if name in columns.column_names])
             self.kept = [
-                TeacherOutputs(partial(self._resting_outputs, each), columns, self.data_collator, self.args.device)
+                TeacherOutputs(partial(self.resting_outputs, each), columns, self.data_collator, self.args.device)
                 for each in self.teachers
             ]
             self.train_dataset = self.train_dataset.add_column(ROW, range(len(self.train_dataset)))
@@ -304,7 +304,8 @@ class DistillationTrainer(Trainer):
         again = self.args.max_steps * batch > len(rows) if self.args.max_steps > 0 else self.args.num_train_epochs > 1
         return again and all(size(each, rows) <= self.teacher_memory for each in self.teachers)
 
-    def _resting_outputs(self, teacher: nn.Module, inputs: dict) -> ModelOutput:
+    def resting_outputs(self, teacher: nn.Module, inputs: dict) -> ModelOutput:
+        """What a teacher says about a batch: logits, and the states that the loss asks for."""
         with torch.no_grad(), self.accelerator.autocast():
             return self._outputs(teacher, inputs)
 
