@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from bitlab import environment, runs
@@ -208,6 +209,9 @@ def _starting_point(experiment, schedule, precision, previous) -> PreTrainedMode
     else:
         model = set_precision(_copy(previous), precision, experiment.alpha)
     model.config.quantization_config.history = schedule.history(precision)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and experiment.dropout is not None:
+            module.p = experiment.dropout
     return model
 
 
