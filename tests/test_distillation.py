@@ -211,6 +211,20 @@ def test_models_of_other_shapes_are_refused(change, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["bit", "bibert", "binarybert"])
+def test_a_step_stays_on_its_device(method):
+    """On `meta` an operation that mixes devices fails, as it would on a GPU; nothing may look at a number, either."""
+    ids = torch.zeros(8, 16, dtype=torch.long, device="meta")
+    teacher, student = tiny().to("meta"), binarize(tiny(), BitConfig(1, 1, method=method)).to("meta").train()
+    with torch.no_grad():
+        target = teacher(ids, output_hidden_states=True)
+    found = student(ids, output_hidden_states=True)
+    terms = distillation_loss(found, target, torch.ones_like(ids), DistillationConfig(hard=1.0), (ids[:, 0],))
+    sum(terms.values()).backward()
+    assert terms.keys() == {"logits", "hard", "hidden"}
+    assert {p.grad.device.type for p in student.parameters() if p.grad is not None} == {"meta"}
+
+
 # ---------------------------------------------------------------------------------------------- the trainer
 
 
