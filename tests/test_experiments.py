@@ -512,6 +512,18 @@ def test_a_teacher_below_the_trivial_score_is_refused_and_nothing_is_written(tmp
     assert not (tmp_path / "run").exists() and not list(Path.cwd().iterdir())
 
 
+@pytest.mark.parametrize("option", ["model", "teacher"])
+def test_a_tokenizer_that_knows_too_many_words_is_refused(tmp_path, option):
+    small = sample_config(vocab_size=40)
+    AutoModelForSequenceClassification.from_config(small).save_pretrained(tmp_path / "odd")
+    sample_tokenizer().save_pretrained(tmp_path / "odd")
+    with pytest.raises(
+        BitlabError, match=r"'odd' has embeddings of 40 words, but its tokenizer knows \d\d\d?: save"
+    ) as caught:
+        go(tmp_path / "run", **{option: str(tmp_path / "odd")})
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_good_teacher_is_taken_as_it_is(finished, tmp_path, again):
     teacher = finished[0] / "W32A32"
