@@ -13,7 +13,7 @@ from bitlab.course import headless
 from bitlab.errors import BitlabError
 
 # What people type: nothing, far too much, and what is no word (an emoji, half of one, mathtext, markup).
-ODD_TEXTS = ("", "not " * 600, "\U0001f3ac\ud83d $x_ \\frac{ <b>& 5")
+ODD_TEXTS = ("", "not " * 600, "\U0001f3ac\ud83d $x_$ <b>& \\frac{")
 
 
 def explore(draw: Callable, **controls) -> None:
@@ -42,8 +42,10 @@ def explore(draw: Callable, **controls) -> None:
     if headless():
         display(picture)
         if "PYTEST_VERSION" in os.environ:
-            for tried in _others(controls):
-                _rendered(_drawn(draw, values | tried))
+            for other in _others(controls):
+                tried = _drawn(draw, values | other)
+                if isinstance(tried, Figure):
+                    plots.picture(tried)  # what is no valid mathtext is an error only now
         return
 
     from ipywidgets import VBox
@@ -92,12 +94,6 @@ def _others(controls: dict) -> Iterator[dict]:
             case (low, high, *_):
                 values = (low, high)
         yield from ({name: value} for value in values)
-
-
-def _rendered(picture) -> None:
-    """Draw a figure as far as the page would: a label that is no valid mathtext is an error only then."""
-    if isinstance(picture, Figure):
-        picture.canvas.draw()
 
 
 def _drawn(draw: Callable, values: dict):
