@@ -205,7 +205,8 @@ def bars(
         look = looks.get(name, {"color": COLORS["binary"]})
         ax.bar(position, runs.mean(), width=0.62, edgecolor=INK, linewidth=0.8, **look)
         if runs.size > 1:
-            spread = [[runs.mean() - runs.min()], [runs.max() - runs.mean()]]
+            # the mean of equal numbers may be rounded past them
+            spread = [[max(0.0, runs.mean() - runs.min())], [max(0.0, runs.max() - runs.mean())]]
             ax.errorbar(position, runs.mean(), spread, color=INK, capsize=4, linewidth=1.2)
             ax.scatter(np.full(runs.size, position), runs, s=9, color=INK, zorder=3)
         text = f"{runs.mean():.3g}" if abs(runs.mean()) >= 1 else f"{runs.mean():.3f}".replace("0.", ".", 1)

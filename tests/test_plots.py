@@ -303,3 +303,8 @@ def test_record_is_undone_after_an_error():
 def test_entropy_of_constant_and_balanced_bits():
     assert snapshot(torch.ones(10)).entropy == 0
     assert snapshot(torch.tensor([1.0, -1.0])).entropy == 1
+
+
+def test_runs_that_score_alike_have_no_spread():
+    ax = plots.bars({"teacher": [0.8425137, 0.8425137, 0.8425137], "student": [0.1, 0.1, 0.1]})
+    assert len(ax.patches) == 2
