@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 MINUTE = 60_000
-PATIENCE = 30.0  # seconds that a control may take to answer; what it took is printed
+PATIENCE = 300.0  # seconds that a control may take to answer; what it took is printed
 RAISED = re.compile(r"^\w+(Error|Exception|Warning|Interrupt)\b", re.MULTILINE)
 TEXTS = ("", "not " * 600, "🎬 a lovely film, $5 👩🏽‍🚀 <b>&amp;", "the film is dull .")
 # all cells have run, or one has failed
@@ -22,11 +22,17 @@ SHOWN = """box => { const shown = box.closest('.jp-OutputArea-child').nextElemen
                        pictures = [...shown.querySelectorAll('img')];
     return pictures.every(each => each.complete) ? shown.innerText + pictures.map(each => each.src).join() : null }"""
 CHANGED = f"([box, before]) => ![null, before].includes(({SHOWN})(box))"
+# the first pixel of each picture: red, green, blue, opacity
+CORNERS = """pictures => pictures.map(picture => {
+    const pen = new OffscreenCanvas(1, 1).getContext('2d');
+    pen.drawImage(picture, 0, 0);
+    return [...pen.getImageData(0, 0, 1, 1).data]; })"""
 
 
 @pytest.fixture
 def page(browser: Browser, jupyter):
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(10 * MINUTE)
     page.complaints = []
 
     def note(complaint: str) -> None:
@@ -53,8 +59,10 @@ def test_notebook(path: Path, page: Page, jupyter, pictures: Path, answers: dict
     for number, box in enumerate(boxes.all(), start=1):
         for field in reach_by_tab(page, box):
             answers[f"{path.stem} {number}: {field.inner_text()}"] = try_out(page, box, field)
-        box.screenshot(path=pictures / f"{path.stem}_{number}.png")
+        box.scroll_into_view_if_needed()
+        page.screenshot(path=pictures / f"{path.stem}_{number}.png")
     assert_clean(page)
+    in_the_dark(page, pictures / f"{path.stem}_dark.png")
 
 
 def strip(path: Path) -> list[int]:
@@ -70,11 +78,11 @@ def strip(path: Path) -> list[int]:
 
 
 def run_all(page: Page) -> None:
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=2 * MINUTE)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=30 * MINUTE)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_text("Restart Kernel and Run All Cells").click()
     page.get_by_role("button", name="Confirm Kernel Restart").click()
-    page.wait_for_function(DONE, timeout=10 * MINUTE)
+    page.wait_for_function(DONE, timeout=60 * MINUTE)
 
 
 def assert_clean(page: Page) -> None:
@@ -82,6 +90,17 @@ def assert_clean(page: Page) -> None:
     boxes = page.locator('[data-mime-type$=".error"], [data-mime-type$=".stderr"], mjx-merror').all_inner_texts()
     broken = page.locator(".jp-Notebook img").evaluate_all("all => all.filter(i => !i.naturalWidth).map(i => i.src)")
     assert (boxes, broken, page.complaints) == ([], [], [])
+
+
+def in_the_dark(page: Page, picture: Path) -> None:
+    """Take a picture in JupyterLab's dark theme, where a figure must bring its own white paper."""
+    change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    page.evaluate(change, "JupyterLab Dark")
+    page.locator('body[data-jp-theme-light="false"]').wait_for()
+    page.screenshot(path=picture)
+    page.evaluate(change, "JupyterLab Light")
+    papers = page.locator(".jp-RenderedImage img").evaluate_all(CORNERS)
+    assert {tuple(paper) for paper in papers} <= {(255, 255, 255, 255)}
 
 
 def reach_by_tab(page: Page, box: Locator):
@@ -99,9 +118,10 @@ def reach_by_tab(page: Page, box: Locator):
 
 def try_out(page: Page, box: Locator, field: Locator) -> list[float]:
     """Move the control that has the focus to all its places, or its ends. Returns: the seconds of each answer."""
-    if field.locator("[role=slider]").count():
-        low, high, now = (field.locator("[role=slider]").get_attribute(f"aria-value{it}") for it in ("min", "max", "now"))
-        keys = ["End"] * (now != high) + ["Home"] + ["ArrowRight"] * 3
+    slider = field.locator("[role=slider]")
+    if slider.count():
+        at_its_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
+        keys = [*([] if at_its_end else ["End"]), "Home", "ArrowRight", "ArrowRight", "ArrowRight"]
     elif field.locator("select").count():
         keys = ["ArrowDown"] * (field.locator("option").count() - 1)
     elif field.locator("[type=checkbox]").count():
