@@ -96,7 +96,7 @@ def reader_environment(home: Path) -> dict[str, str]:
     return kept | own | {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def wait_for(lab: Jupyter, server: subprocess.Popen, log: Path, seconds: int = 600) -> None:
+def wait_for(lab: Jupyter, server: subprocess.Popen, log: Path, seconds: int = 180) -> None:
     until = time.monotonic() + seconds
     while server.poll() is None and time.monotonic() < until:
         try:

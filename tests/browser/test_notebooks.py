@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 MINUTE = 60_000
-PATIENCE = 300.0  # seconds that a control may take to answer; what it took is printed
+PATIENCE = 60.0  # seconds that a control may take to answer; what it took is printed
 RAISED = re.compile(r"^\w+(Error|Exception|Warning|Interrupt)\b", re.MULTILINE)
 TEXTS = ("", "not " * 600, "🎬 a lovely film, $5 👩🏽‍🚀 <b>&amp;", "the film is dull .")
 # all cells have run, or one has failed
@@ -30,9 +30,9 @@ CORNERS = """pictures => pictures.map(picture => {
 
 
 @pytest.fixture
-def page(browser: Browser, jupyter):
+def page(browser: Browser, jupyter, pictures: Path):
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(10 * MINUTE)
+    page.set_default_timeout(2 * MINUTE)
     page.complaints = []
 
     def note(complaint: str) -> None:
@@ -42,6 +42,7 @@ def page(browser: Browser, jupyter):
     page.on("pageerror", lambda error: note(str(error)))
     page.on("console", lambda line: note(line.text) if line.type == "error" else None)
     yield page
+    page.screenshot(path=pictures / "last_seen.png")  # of use after a failure
     page.close()
     jupyter.stop_kernels()
 
@@ -78,11 +79,11 @@ def strip(path: Path) -> list[int]:
 
 
 def run_all(page: Page) -> None:
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=30 * MINUTE)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=4 * MINUTE)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_text("Restart Kernel and Run All Cells").click()
     page.get_by_role("button", name="Confirm Kernel Restart").click()
-    page.wait_for_function(DONE, timeout=60 * MINUTE)
+    page.wait_for_function(DONE, timeout=20 * MINUTE)
 
 
 def assert_clean(page: Page) -> None:
