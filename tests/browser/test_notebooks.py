@@ -97,7 +97,7 @@ def in_the_dark(page: Page, picture: Path) -> None:
     """Take a picture in JupyterLab's dark theme, where a figure must bring its own white paper."""
     change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
     page.evaluate(change, "JupyterLab Dark")
-    page.locator('body[data-jp-theme-light="false"]').wait_for()
+    page.locator('body[data-jp-theme-light="false"]').wait_for(state="attached")
     page.screenshot(path=picture)
     page.evaluate(change, "JupyterLab Light")
     papers = page.locator(".jp-RenderedImage img").evaluate_all(CORNERS)

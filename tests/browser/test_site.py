@@ -46,7 +46,7 @@ def test_every_formula_is_set(site, page):
     formulas = 0
     for path in sorted(site.glob("[0-9][0-9]_*.html")):
         page.goto(path.as_uri())
-        page.evaluate("MathJax.startup.promise")
+        page.evaluate("window.MathJax?.startup.promise")  # only where there is a formula
         found = page.locator(".math").count()
         assert (page.locator(".math mjx-container").count(), page.locator("[data-mjx-error]").count()) == (found, 0)
         formulas += found
