@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ class Jupyter:
         request.add_header("Authorization", f"token {self.token}")
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read() or "null")
+
+    def wait_for_kernel(self, seconds: int = 180) -> None:
+        """Until a kernel is connected and has been quiet for a while: restarted sooner, it may lose the first cells."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for kernel in self.call("kernels"):
+                quiet = datetime.now(UTC) - datetime.fromisoformat(kernel["last_activity"])
+                if kernel["connections"] and kernel["execution_state"] == "idle" and quiet > timedelta(seconds=3):
+                    return
+            time.sleep(0.5)
+        pytest.fail("JupyterLab started no kernel")
 
     def stop_kernels(self) -> None:
         for kernel in self.call("kernels"):

@@ -51,6 +51,8 @@ def page(browser: Browser, jupyter, pictures: Path):
 def test_notebook(path: Path, page: Page, jupyter, pictures: Path, answers: dict):
     controls = strip(jupyter.folder / path.name)
     page.goto(jupyter.page(path.name))
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    jupyter.wait_for_kernel()
     run_all(page)
     page.screenshot(path=pictures / f"{path.stem}.png")
     assert_clean(page)
@@ -59,8 +61,8 @@ def test_notebook(path: Path, page: Page, jupyter, pictures: Path, answers: dict
     assert [box.locator("> *").count() for box in boxes.all()] == controls
     for number, box in enumerate(boxes.all(), start=1):
         for field in reach_by_tab(page, box):
-            answers[f"{path.stem} {number}: {field.inner_text()}"] = try_out(page, box, field)
-        box.scroll_into_view_if_needed()
+            answers[f"{path.stem} {number}: {name(field)}"] = try_out(page, box, field)
+        box.evaluate("box => box.scrollIntoView()")
         page.screenshot(path=pictures / f"{path.stem}_{number}.png")
     assert_clean(page)
     in_the_dark(page, pictures / f"{path.stem}_dark.png")
@@ -79,11 +81,10 @@ def strip(path: Path) -> list[int]:
 
 
 def run_all(page: Page) -> None:
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=4 * MINUTE)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_text("Restart Kernel and Run All Cells").click()
     page.get_by_role("button", name="Confirm Kernel Restart").click()
-    page.wait_for_function(DONE, timeout=20 * MINUTE)
+    page.wait_for_function(DONE, polling=500, timeout=20 * MINUTE)
 
 
 def assert_clean(page: Page) -> None:
@@ -113,8 +114,12 @@ def reach_by_tab(page: Page, box: Locator):
             if field.evaluate("field => field.contains(document.activeElement)"):
                 break
         else:
-            pytest.fail(f"Tab does not reach {field.inner_text()}")
+            pytest.fail(f"Tab does not reach {name(field)}")
         yield field
+
+
+def name(field: Locator) -> str:
+    return field.inner_text().strip("\u200b\n ").partition("\n")[0]
 
 
 def try_out(page: Page, box: Locator, field: Locator) -> list[float]:
