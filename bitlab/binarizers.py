@@ -200,13 +200,18 @@ def code_product(a: Tensor, b: Tensor, bits: int = 1) -> Tensor:
         return torch.matmul(a, b)
     if bits > 4 or not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
         return exact_matmul(a, b)
-    device = a.device.type
-    return _CodeProduct.apply(a, b, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+    return _CodeProduct.apply(a, b, _autocast_type(a.device.type))
+
+
+def _autocast_type(device: str) -> torch.dtype | None:
+    """What autocast computes in on this kind of device; None where it is off, or unknown (`meta`)."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
 
 
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     """`torch.matmul` in the tensors' own type, also under autocast."""
-    if not torch.is_autocast_enabled(a.device.type):
+    if _autocast_type(a.device.type) is None:
         return torch.matmul(a, b)
     with torch.autocast(a.device.type, enabled=False):
         return torch.matmul(a, b)

@@ -149,6 +149,7 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--stage-teacher", help="previous, full or both (default: the method's; for bit previous)")
     add("--selection", default="last", help="last: dev is used once; best: best of ten dev evaluations")
     add("--bf16", action="store_true", help="train in mixed precision: faster where the machine has bf16")
+    add("--dropout", type=float, help="of the student in training; the model's own if absent")
     add("--group-by-length", action="store_true", help="distil in batches of similar length: less padding, faster")
     add("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
     add("--again", action="store_true", help="run even if the folder holds the finished result")

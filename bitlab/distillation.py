@@ -5,9 +5,11 @@ states; the labels of the data set are not used.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -20,6 +22,7 @@ from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
 from bitlab.optim import AdamWithoutCorrection, parameter_groups
 from bitlab.sampling import LONG_STRETCH, BucketSampler
+from bitlab.teacher_outputs import MEMORY, ROW, TeacherOutputs, size
 
 LABELS = ("labels", "start_positions", "end_positions")
 
@@ -206,6 +209,8 @@ class DistillationTrainer(Trainer):
         alpha_learning_rate: learning rate of the alphas (all other parameters follow `args`).
         released_optimizer: Adam without bias correction, gradients clipped to norm 1 per tensor (released program),
             instead of AdamW with the gradient clipped as a whole.
+        teacher_memory: bytes in which a teacher's outputs on all examples may be kept, if the training sees examples
+            more than once; where they need more, the teacher runs in every step.
 
     The optimizer's groups are those of `bitlab.optim.parameter_groups`. Labels, if the data set has them, are used by
     evaluation only.
@@ -222,12 +227,14 @@ class DistillationTrainer(Trainer):
         distillation: DistillationConfig = DistillationConfig(),
         alpha_learning_rate: float = 1e-4,
         released_optimizer: bool = False,
+        teacher_memory: int = MEMORY,
         **kwargs,
     ):
         super().__init__(model, args, **kwargs)
         self.teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher or [])
         self.distillation = distillation
         self.alpha_learning_rate, self.released_optimizer = alpha_learning_rate, released_optimizer
+        self.teacher_memory, self.kept = teacher_memory, []
         self.terms: dict[str, float] = {}
         self.model_accepts_loss_kwargs = False
         for each in self.teachers:
@@ -239,12 +246,15 @@ class DistillationTrainer(Trainer):
         if not self.teachers or not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         labels = tuple(inputs[name] for name in LABELS if name in inputs)
-        inputs = {k: v for k, v in inputs.items() if k not in LABELS}
+        rows = inputs.get(ROW)
+        inputs = {k: v for k, v in inputs.items() if k not in (*LABELS, ROW)}
         student = self._outputs(model, inputs)
         terms: dict[str, Tensor] = {}
-        for teacher in self.teachers:
-            with torch.no_grad(), self.accelerator.autocast():
-                target = self._outputs(teacher, inputs)
+        for number, teacher in enumerate(self.teachers):
+            if rows is None:
+                target = self.resting_outputs(teacher, inputs)
+            else:
+                target = self.kept[number](rows, inputs["attention_mask"])
             if "attention_scores" in target:
                 target["attention_scores"] = _of_kept_heads(model, target["attention_scores"])
             found = distillation_loss(student, target, inputs["attention_mask"], self.distillation, labels)
@@ -270,6 +280,34 @@ class DistillationTrainer(Trainer):
         """Pad to the longest sentence of all processes: alphas start from, and are scaled by, what lies in a batch."""
         fill = {"input_ids": getattr(self.model.config, "pad_token_id", None) or 0, "labels": -100}
         return self.accelerator.pad_across_processes(value.to(self.args.device), dim=1, pad_index=fill.get(name, 0))
+
+    def get_train_dataloader(self):
+        if self._teachers_say_the_same_again():
+            columns = self._remove_unused_columns(self.train_dataset)
+            columns = columns.remove_columns([name for name in LABELS if name in columns.column_names])
+            self.kept = [
+                TeacherOutputs(partial(self.resting_outputs, each), columns, self.data_collator, self.args.device)
+                for each in self.teachers
+            ]
+            self.train_dataset = self.train_dataset.add_column(ROW, range(len(self.train_dataset)))
+            self._signature_columns.append(ROW)
+        return super().get_train_dataloader()
+
+    def _teachers_say_the_same_again(self) -> bool:
+        """Whether the teachers' outputs on all examples are worth keeping, and fit."""
+        d, rows = self.distillation, self.train_dataset
+        other_terms = d.teacher_dropout or d.count_padding or d.attention or d.directions
+        one_row_of_logits = type(self.model).__name__.endswith("ForSequenceClassification")
+        if not self.teachers or self.kept or other_terms or not one_row_of_logits or not isinstance(rows, Dataset):
+            return False
+        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        again = self.args.max_steps * batch > len(rows) if self.args.max_steps > 0 else self.args.num_train_epochs > 1
+        return again and all(size(each, rows) <= self.teacher_memory for each in self.teachers)
+
+    def resting_outputs(self, teacher: nn.Module, inputs: dict) -> ModelOutput:
+        """What a teacher says about a batch: logits, and the states that the loss asks for."""
+        with torch.no_grad(), self.accelerator.autocast():
+            return self._outputs(teacher, inputs)
 
     def _outputs(self, model: nn.Module, inputs: dict) -> ModelOutput:
         wanted = {"attention_scores": self.distillation.attention, "attention_inputs": self.distillation.directions}

@@ -42,6 +42,7 @@ class Experiment:
         logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`; not for the rivals.
         bf16: train in mixed precision (evaluation is in float32).
         group_by_length: distil in batches of sentences of similar length: less padding, see `bitlab.sampling`.
+        dropout: of the student in training; the model's own (BERT's: 0.1) if None.
         max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
     """
 
@@ -71,6 +72,7 @@ class Experiment:
     temperature: float = 1.0
     bf16: bool = False
     group_by_length: bool = False
+    dropout: float | None = None
     max_length: int | None = None
     stride: int | None = None
     question_length: int | None = None
@@ -93,6 +95,8 @@ class Experiment:
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise BitlabError(f"{name} is {getattr(self, name)}: give 0 or a number above")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise BitlabError(f"dropout is {self.dropout}: give a number from 0 to below 1")
         if not any(getattr(self, name) for name in weights):
             raise BitlabError(f"{', '.join(weights)} are all 0: there is nothing to learn from")
         given = [

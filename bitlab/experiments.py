@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from bitlab import environment, runs
@@ -77,10 +78,16 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
 
 def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedModel, dict, dict] | None:
     """The teacher that was named, with its record and files; refused below the score that a right one reaches."""
+    name = experiment.teacher or experiment.model
+    model = load_model(name, experiment.task)  # one that does not fit is refused before anything is written
+    words, rows = len(data.tokenizer), model.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise BitlabError(
+            f"model {Path(name).name!r} has embeddings of {rows:,} words, but its tokenizer knows {words:,}: "
+            f"save the tokenizer that it was trained with in its folder"
+        )
     if experiment.teacher is None:
-        load_model(experiment.model, experiment.task)  # one that does not fit is refused before anything is written
         return None
-    model = load_model(experiment.teacher, experiment.task)
     score, metrics, files = _evaluated(model, data)
     task = get_task(experiment.task)
     published = experiment.teacher == task.teacher
@@ -208,6 +215,9 @@ def _starting_point(experiment, schedule, precision, previous) -> PreTrainedMode
     else:
         model = set_precision(_copy(previous), precision, experiment.alpha)
     model.config.quantization_config.history = schedule.history(precision)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and experiment.dropout is not None:
+            module.p = experiment.dropout
     return model
 
 

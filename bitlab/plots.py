@@ -9,11 +9,13 @@ text made of their titles and labels.
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bitlab.binarizers import elastic
@@ -36,15 +38,18 @@ def use_style() -> None:
     plt.switch_backend(plt.get_backend())
     try:
         from IPython import get_ipython
-        from IPython.core.pylabtools import print_figure
     except ModuleNotFoundError:
         return
     if shell := get_ipython():
         png = shell.display_formatter.formatters["image/png"]
-        png.for_type(
-            Figure,
-            lambda figure: (print_figure(figure, base64=True, bbox_inches=None), {"alt": describe(figure)}),
-        )
+        png.for_type(Figure, lambda figure: (picture(figure), {"alt": describe(figure)}))
+
+
+def picture(figure: Figure) -> bytes:
+    """A figure as PNG, drawn once; `savefig` draws twice, which sliders feel."""
+    with BytesIO() as file:
+        FigureCanvasAgg(figure).print_png(file)
+        return file.getvalue()
 
 
 def show(drawn, alt: str = "") -> None:

@@ -282,7 +282,8 @@ def _order(key: tuple):
 
 
 def _words(options: tuple) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}".strip() for name, value in options)
+    values = {"True": ""}  # a switch that is on is told by its name
+    return ", ".join(f"{name.replace('_', ' ')} {values.get(value, value)}".strip() for name, value in options)
 
 
 def _budget(preset: str, examples: int | None, steps: int | None) -> str:

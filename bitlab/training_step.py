@@ -8,6 +8,7 @@ A step is transformers' own: forward, backward, clipping, optimizer. The rows:
     fine-tuning, bf16         and in mixed precision
     distillation              a W1A1 student and its teacher, with every measure
     distillation, bf16        and in mixed precision (`--bf16`)
+    ..., teacher kept         from the second epoch on: what the teacher says is looked up (`bitlab.teacher_outputs`)
     without ...               with every measure but one
     as released               no measure, and the released program's loss, optimizer and teacher
 """
@@ -17,10 +18,18 @@ import os
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from bitlab import fused
 from bitlab.binarizers import binarize_weight
@@ -29,11 +38,13 @@ from bitlab.distillation import DistillationConfig, DistillationTrainer
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding
 from bitlab.optim import parameter_groups
+from bitlab.teacher_outputs import ROW, TeacherOutputs
 from bitlab.timing import matmul_precision
 from bitlab.training import CPU
 
 BASELINE = "fine-tuning"
-OURS = "distillation"
+OURS, OURS_BF16 = "distillation", "distillation, bf16"
+KEPT, KEPT_BF16 = f"{OURS}, teacher kept", f"{OURS_BF16}, teacher kept"
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class Measures:
     used_rows: bool = True
     fused_adam: bool = True
     bf16: bool = False
+    teacher_kept: bool = False
     released: bool = False
 
 
@@ -86,7 +98,9 @@ CONTENDERS = {
     "fine-tuning, medium": Measures(distil=False),
     "fine-tuning, bf16": Measures(distil=False, bf16=True),
     OURS: Measures(),
-    "distillation, bf16": Measures(bf16=True),
+    OURS_BF16: Measures(bf16=True),
+    KEPT: Measures(teacher_kept=True),
+    KEPT_BF16: Measures(bf16=True, teacher_kept=True),
     "without compiled formulas": Measures(compiled=False),
     "without fast products": Measures(medium=False),
     "teacher in training mode": Measures(resting_teacher=False),
@@ -105,7 +119,7 @@ class Step:
     """
 
     def __init__(self, shape: Shape, measures: Measures, inputs: dict | None = None):
-        self.measures, self.inputs = measures, inputs or shape.inputs()
+        self.measures, self.shape, self.inputs = measures, shape, inputs or shape.inputs()
         model = shape.model()
         teacher = copy.deepcopy(model) if measures.distil else None
         options = TrainingArguments(
@@ -122,10 +136,19 @@ class Step:
             self.trainer = DistillationTrainer(
                 model, teacher, options, distillation=loss, released_optimizer=measures.released
             )
+            if measures.teacher_kept:
+                self.trainer.kept = [self._said_by(teacher)]
         self.optimizer = self._optimizer()
         self.trainer.accelerator.prepare_model(model)
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train() would set
         self.model = model
+
+    def _said_by(self, teacher) -> TeacherOutputs:
+        """As if the data set were one batch of the full length; a shorter batch looks up the first tokens."""
+        batch = {name: x for name, x in self.shape.inputs().items() if name != "labels"}
+        rows = Dataset.from_dict({name: x.tolist() for name, x in batch.items()})
+        outputs = partial(self.trainer.resting_outputs, teacher)
+        return TeacherOutputs(outputs, rows, default_data_collator, self.trainer.args.device)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.measures.distil and not self.measures.fused_adam and not self.measures.released:
@@ -135,7 +158,10 @@ class Step:
     def __call__(self, inputs: dict | None = None) -> torch.Tensor:
         """Returns the loss before the step."""
         with self._environment():
-            loss = self.trainer.training_step(self.model, dict(inputs or self.inputs))
+            inputs = dict(inputs or self.inputs)
+            if self.measures.teacher_kept:
+                inputs[ROW] = torch.arange(self.shape.batch)
+            loss = self.trainer.training_step(self.model, inputs)
             if not self.measures.released:  # that optimizer clips by itself
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()

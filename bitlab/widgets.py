@@ -1,14 +1,19 @@
 """`explore`: a figure, with controls where somebody can use them."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from numbers import Real
 
 from IPython.display import Pretty, display
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from bitlab import plots
 from bitlab.course import headless
 from bitlab.errors import BitlabError
+
+# What people type: nothing, far too much, and what is no word (an emoji, half of one, mathtext, markup).
+ODD_TEXTS = ("", "not " * 600, "\U0001f3ac\ud83d $x_$ <b>& \\frac{")
 
 
 def explore(draw: Callable, **controls) -> None:
@@ -23,6 +28,8 @@ def explore(draw: Callable, **controls) -> None:
     The figure at its default values is an ordinary output: it is what a page without a kernel shows, and a
     `draw` that fails there fails the cell. Live controls replace that output in place; if one of their calls
     raises, the error stands where the figure was. Tab reaches every control, the arrow keys move it.
+    Under pytest every other value is tried too, one control at a time (of sliders the ends, of text fields
+    `ODD_TEXTS`): a `draw` that fails at one of them fails the cell.
 
     Args:
         draw: called with one keyword argument a control; returns what to show, without `plt.show()`.
@@ -34,6 +41,11 @@ def explore(draw: Callable, **controls) -> None:
     picture = _drawn(draw, values)
     if headless():
         display(picture)
+        if "PYTEST_VERSION" in os.environ:
+            for other in _others(controls):
+                tried = _drawn(draw, values | other)
+                if isinstance(tried, Figure):
+                    plots.picture(tried)  # what is no valid mathtext is an error only now
         return
 
     from ipywidgets import VBox
@@ -69,10 +81,29 @@ def default(name: str, control):
     )
 
 
+def _others(controls: dict) -> Iterator[dict]:
+    """{name: value} for each value of a control that is worth a try beside its default."""
+    for name, control in controls.items():
+        match control:
+            case bool():
+                values = (not control,)
+            case str():
+                values = ODD_TEXTS
+            case list():
+                values = control[1:]
+            case (low, high, *_):
+                values = (low, high)
+        yield from ({name: value} for value in values)
+
+
 def _drawn(draw: Callable, values: dict):
-    """What `draw` returns, ready for `display`: a figure for axes, plain text for a string."""
+    """What `draw` returns, ready for `display`: a figure for axes, plain text for a string.
+
+    Half an emoji, which a browser can send and no tokenizer takes, arrives as a question mark.
+    """
+    texts = {name: text.encode(errors="replace").decode() for name, text in values.items() if isinstance(text, str)}
     try:
-        result = draw(**values)
+        result = draw(**values | texts)
         if result is None:
             raise BitlabError(f"{draw.__name__} returned nothing: let it return its figure or axes")
         if isinstance(result, str):

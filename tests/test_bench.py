@@ -7,7 +7,7 @@ import torch
 
 from bitlab import bench, cli, fused, timing
 from bitlab.data.sample import sample_tokenizer
-from bitlab.training_step import BASELINE, CONTENDERS, OURS, Measures, Shape, Step
+from bitlab.training_step import BASELINE, CONTENDERS, KEPT, OURS, Measures, Shape, Step
 
 TINY = Shape(layers=1, width=32, batch=2, length=8, vocabulary=200)
 
@@ -55,8 +55,9 @@ def test_growth_and_tasks(monkeypatch):
     monkeypatch.setattr("bitlab.models.load_tokenizer", lambda name: sample_tokenizer())
     monkeypatch.setattr(bench, "Shape", lambda batch, length: Shape(1, 32, batch, length, 200))
     (row,) = bench.tasks("sample", ("rte",), rounds=2)["tasks"]
-    assert row["real_length"] <= row["padded_length"] <= row["max_length"]
-    assert row[OURS]["times"] > 1 and row[OURS]["real_tokens_a_second"] > 0
+    padded = [row[order]["padded_length"] for order in ("by length", "random order")]
+    assert padded == sorted(padded) and padded[-1] <= row["max_length"] >= row["real_length"]
+    assert row["random order"][KEPT]["times"] > 1 and row["by length"][KEPT]["real_tokens_a_second"] > 0
 
 
 def test_ratio_is_taken_within_a_round():

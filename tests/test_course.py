@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import nbformat
@@ -10,10 +11,14 @@ import torch
 
 from bitlab import course, exercises, results, series
 from bitlab.errors import BitlabError
+from bitlab.metrics import normalize_answer
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-CHECKED = re.compile(r"""\bcheck\(\s*["'](\d\d\.\d+)["']""")
+CHECKED = re.compile(r"""\bcheck\(\s*["'](\d\d\.\d+)["'],\s*(\w+)""")
+SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
+ANCHOR = re.compile(r'<a id="([^"]+)"></a>')
+LINK = re.compile(r"\]\((\d\d_\w+\.ipynb)(?:#([^)]+))?\)")
 
 
 def stub(*arguments):
@@ -244,19 +249,69 @@ class TestNotebook:
         for cell in cells(path):
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
-                    assert output.metadata.get("image/png", {}).get("alt"), cell.source
+                    alt = output.metadata.get("image/png", {}).get("alt", "")
+                    assert alt and not alt.startswith("Figure. "), f"say what the picture shows: {cell.source}"
                     assert len(output.data["image/png"]) < 200_000, cell.source
 
     def test_its_exercises_are_registered_checked_and_left_to_the_reader(self, path):
         number = path.stem[:2]
-        registered = {entry.id for entry in exercises.every() if entry.id.startswith(number)}
-        checked = {id for cell in cells(path) for id in CHECKED.findall(cell.source)}
-        assert checked == registered
-        if "01" <= number <= "09":
-            assert len(checked) >= 2
+        registered = [entry for entry in exercises.every() if entry.id.startswith(number)]
+        checked = [id for cell in cells(path) for id, _ in CHECKED.findall(cell.source)]
+        assert checked == [entry.id for entry in registered]
+        assert len(checked) >= (2 if "01" <= number <= "09" else 0)
+        levels = [entry.difficulty for entry in registered]
+        assert levels == sorted(levels), "easy ones first"
         printed = "".join(o.get("text", "") for cell in cells(path) for o in cell.outputs)
         assert printed.count("not attempted yet") == len(checked), "commit the stubs, not the answers"
-        assert sum("<details>" in cell.source for cell in cells(path, "markdown")) >= len(checked) > 0 or not checked
+
+    def test_its_exercises_say_what_is_registered_and_fold_a_hint_and_a_solution(self, path):
+        told = text(path)
+        registered = [entry for entry in exercises.every() if entry.id.startswith(path.stem[:2])]
+        for entry in registered:
+            assert f"**{entry.id}** {entry.title} ({'★' * entry.difficulty}, {entry.minutes} minutes). " in told
+        for fold in ("Hint", "Solution"):
+            assert told.count(f"<details><summary>{fold}</summary>") == len(registered)
+
+    def test_its_folded_solutions_pass(self, path):
+        functions = [found for cell in cells(path) for found in CHECKED.findall(cell.source)]
+        solutions = SOLUTION.findall(text(path))
+        assert len(solutions) == len(functions)
+        for (id, function), solution in zip(functions, solutions, strict=True):
+            names = {"torch": torch, "statistics": statistics, "normalize_answer": normalize_answer}
+            exec(solution, names)
+            assert exercises.find(id).judge(names[function]) is None
+
+    def test_its_sections_are_named_as_everywhere(self, path):
+        first, told = nbformat.read(path, as_version=4).cells[0].source, text(path)
+        parts = [f"# {path.stem[:2]} · ", "**", "arxiv.org", "You will", "Prerequisites: ", "Budget: "]
+        places = [first.index(part) for part in parts]
+        assert places == sorted(places)
+        parts = ["**What you should see", "## Exercises", "## Recap", "**Limits.** ", "**Next.** "]
+        places = [told.index(part) for part in parts if path.stem[:2] != "00" or "Exercises" not in part]
+        assert places == sorted(places)
+
+    def test_it_leads_to_the_next(self, path):
+        following = NOTEBOOKS[(NOTEBOOKS.index(path) + 1) % len(NOTEBOOKS)].name
+        last = cells(path, "markdown")[-1].source.splitlines()[-1]
+        assert f"]({following})" in last
+
+    def test_its_links_lead_somewhere(self, path):
+        for target, anchor in LINK.findall(text(path)):
+            assert (path.parent / target).exists()
+            assert not anchor or anchor in ANCHOR.findall(text(path.parent / target))
+
+
+def text(path: Path) -> str:
+    """All prose of a notebook."""
+    return "\n".join(cell.source for cell in cells(path, "markdown"))
+
+
+def test_every_word_of_the_glossary_is_linked_where_it_comes_up():
+    anchors = ANCHOR.findall(text(NOTEBOOKS[0]))
+    assert len(anchors) == len(set(anchors)) > 30
+    linked = {path.stem: {anchor for _, anchor in LINK.findall(text(path)) if anchor} for path in NOTEBOOKS[1:]}
+    assert all(linked.values())
+    assert set(anchors) == set().union(*linked.values())
 
 
 def test_budgets_are_those_of_the_last_run(tmp_path, capsys):

@@ -211,6 +211,20 @@ def test_models_of_other_shapes_are_refused(change, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["bit", "bibert", "binarybert"])
+def test_a_step_stays_on_its_device(method):
+    """On `meta` an operation that mixes devices fails, as it would on a GPU; nothing may look at a number, either."""
+    ids = torch.zeros(8, 16, dtype=torch.long, device="meta")
+    teacher, student = tiny().to("meta"), binarize(tiny(), BitConfig(1, 1, method=method)).to("meta").train()
+    with torch.no_grad():
+        target = teacher(ids, output_hidden_states=True)
+    found = student(ids, output_hidden_states=True)
+    terms = distillation_loss(found, target, torch.ones_like(ids), DistillationConfig(hard=1.0), (ids[:, 0],))
+    sum(terms.values()).backward()
+    assert terms.keys() == {"logits", "hard", "hidden"}
+    assert {p.grad.device.type for p in student.parameters() if p.grad is not None} == {"meta"}
+
+
 # ---------------------------------------------------------------------------------------------- the trainer
 
 
@@ -334,6 +348,31 @@ def test_the_loss_is_the_sum_of_its_terms_on_the_batch(tmp_path):
     made = trainer(tmp_path, learner, teacher, data, max_steps=1)
     made.train()
     assert made.state.log_history[0]["loss"] == pytest.approx(sum(terms.values()).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_what_a_teacher_said_is_kept_where_it_fits(tmp_path, memory):
+    """Three epochs: the same losses as with a teacher that is asked in every step, from one look at every example."""
+    data, asked = rows(20, (9, 5, 7)), []
+    losses = {}
+    for name, bytes_, teacher in (("reference", 0, tiny()), ("kept", memory, tiny())):
+        if name == "kept":
+            teacher.register_forward_pre_hook(
+                lambda _, args, inputs: asked.append(len(inputs["input_ids"])), with_kwargs=True
+            )
+        made = trainer(tmp_path, tiny(seed=1), teacher, data, max_steps=8, options={"teacher_memory": bytes_})
+        made.train()
+        losses[name] = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    np.testing.assert_allclose(losses["kept"], losses["reference"], rtol=1e-4)
+    assert sum(asked) == (20 if memory else 20 + 20 + 16)
+
+
+@pytest.mark.parametrize("options", [{"hidden": 0.0}, {"logits": 0.0}, {"attention": 1.0}, {"teacher_dropout": True}])
+def test_other_losses_with_more_epochs_than_one(tmp_path, options):
+    made = trainer(tmp_path, student(), tiny(), max_steps=5, options={"distillation": DistillationConfig(**options)})
+    made.train()
+    assert all(np.isfinite(entry["loss"]) for entry in made.state.log_history if "loss" in entry)
+    assert bool(made.kept) == (options.keys() <= {"hidden", "logits"})
 
 
 def test_gradient_accumulation_is_one_large_batch(tmp_path):

@@ -408,7 +408,8 @@ def spied(monkeypatch, alpha=0.5):
             precisions.append(config.precision if config else "W32A32")
         binarizers = [m for m in model.modules() if isinstance(m, bitlab.ElasticBinarizer)]
         state = {(m.alpha.item(), bool(m.initialized)) for m in binarizers if not m.signed}
-        seen[options["title"]] = {"teachers": precisions, "alphas": state, **options}
+        dropouts = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+        seen[options["title"]] = {"teachers": precisions, "alphas": state, "dropouts": dropouts, **options}
         for m in binarizers:
             m.alpha.data.fill_(alpha)
             m.initialized.fill_(True)
@@ -439,6 +440,16 @@ def test_what_becomes_of_the_scales(tmp_path, monkeypatch, policy, alpha, starte
     assert {initialized for _, initialized in seen["W1A2"]["alphas"]} == {False}
     ((found, initialized),) = seen["W1A1"]["alphas"]
     assert found == pytest.approx(alpha) and initialized is started
+
+
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.2])
+def test_the_students_dropout(tmp_path, monkeypatch, dropout):
+    seen = spied(monkeypatch)
+    go(tmp_path / "run", dropout=dropout)
+    own = seen["W32A32"]["dropouts"]
+    assert own and (dropout is None or own != {dropout})
+    for student in ("W1A2", "W1A1"):
+        assert seen[student]["dropouts"] == (own if dropout is None else {dropout})
 
 
 def test_the_loss_is_as_asked(tmp_path, monkeypatch):
@@ -499,6 +510,18 @@ def test_a_teacher_below_the_trivial_score_is_refused_and_nothing_is_written(tmp
         go(tmp_path / "run", teacher=str(teacher), any_teacher=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists() and not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("option", ["model", "teacher"])
+def test_a_tokenizer_that_knows_too_many_words_is_refused(tmp_path, option):
+    small = sample_config(vocab_size=40)
+    AutoModelForSequenceClassification.from_config(small).save_pretrained(tmp_path / "odd")
+    sample_tokenizer().save_pretrained(tmp_path / "odd")
+    with pytest.raises(
+        BitlabError, match=r"'odd' has embeddings of 40 words, but its tokenizer knows \d\d\d?: save"
+    ) as caught:
+        go(tmp_path / "run", **{option: str(tmp_path / "odd")})
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -572,6 +595,7 @@ def test_a_folder_without_training_data(tmp_path):
         ({"temperature": 0}, "temperature is 0"),
         ({"hidden_weight": -1}, "hidden_weight is -1"),
         ({"logit_weight": 0, "hidden_weight": 0}, "nothing to learn from"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**31}, "seed is 2147483648"),
     ],

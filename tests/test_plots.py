@@ -2,6 +2,7 @@
 tensors."""
 
 import math
+from io import BytesIO
 from itertools import pairwise
 
 import numpy as np
@@ -106,6 +107,12 @@ def test_alt_text_is_what_was_said_or_what_is_written_in_the_figure():
     assert plots.describe(figure) == "The loss falls from 3 to 2."
 
 
+def test_a_picture_is_what_savefig_would_draw():
+    figure, file = plots.figure_of(plots.curves({"student": [3, 2]})), BytesIO()
+    figure.savefig(file)
+    assert np.array_equal(*(plt.imread(BytesIO(png)) for png in (file.getvalue(), plots.picture(figure))))
+
+
 def test_alt_text_reaches_the_notebook():
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -174,17 +181,51 @@ CONTROLS = {
 }
 
 
-def test_headless_draws_once_at_the_defaults(shown):
+DEFAULTS = {"alpha": 2, "beta": 0.5, "set": "signed", "on": True, "text": "hi"}
+
+
+def test_headless_draws_once_at_the_defaults(shown, monkeypatch):
+    monkeypatch.delenv("PYTEST_VERSION")
+    monkeypatch.setenv("BITLAB_HEADLESS", "1")
     draw = Draw()
     widgets.explore(draw, **CONTROLS)
-    assert draw.calls == [{"alpha": 2, "beta": 0.5, "set": "signed", "on": True, "text": "hi"}]
+    assert draw.calls == [DEFAULTS]
     assert [type(thing).__name__ for thing in shown.objects] == ["Figure"]
     assert not plt.get_fignums(), "a figure left open is shown twice"
+
+
+def test_under_pytest_every_other_value_is_tried_and_none_is_shown(shown):
+    draw = Draw()
+    widgets.explore(draw, **CONTROLS | {"alpha": (0, 4, 1, 2)})
+    tried = [{"alpha": 0}, {"alpha": 4}, {"beta": 0.0}, {"beta": 1.0}, {"set": "unsigned"}, {"on": False}]
+    tried += [{"text": ""}, {"text": "not " * 600}, {"text": draw.calls[-1]["text"]}]
+    assert draw.calls == [DEFAULTS, *(DEFAULTS | values for values in tried)]
+    assert "🎬?" in draw.calls[-1]["text"], "half an emoji is a question mark"
+    assert [type(thing).__name__ for thing in shown.objects] == ["Figure"]
+    assert not plt.get_fignums()
+
+
+def test_under_pytest_a_text_that_cannot_be_drawn_is_an_error(shown):
+    def careful(text):
+        ax = plt.subplots()[1]
+        ax.set_title(text[:20], parse_math=False)
+        return ax
+
+    def careless(text):
+        _, ax = plt.subplots()
+        ax.set_title("$\\frac$" if text.startswith("🎬") else "fine")  # fails when it is drawn, not when it is made
+        return ax
+
+    widgets.explore(careful, text="hi")
+    with pytest.raises(ValueError, match="frac"):
+        widgets.explore(careless, text="hi")
 
 
 def test_headless_lets_errors_through(shown):
     with pytest.raises(ValueError, match="too much"):
         widgets.explore(Draw(), alpha=(0, 3, 1, 3))
+    with pytest.raises(ValueError, match="too much"):
+        widgets.explore(Draw(), alpha=(0, 3, 1, 1))
     with pytest.raises(BitlabError, match="returned nothing"):
         widgets.explore(lambda: None)
 

@@ -19,7 +19,18 @@ class BestScale:
         return x.abs().mean()
 
 
-@exercise("03.2", "Gradient of alpha, {0, a}", difficulty=3, minutes=12)
+@exercise("03.2", "Gradient of beta", difficulty=2, minutes=8)
+class BetaGradient:
+    cases = [(X, 1.0, torch.zeros(3), G), (X, 0.8, torch.tensor([1.0, 0.5, 2.0]), G)]
+
+    def reference(x, alpha, beta, g):
+        return -(g * ((x - beta).abs() <= alpha)).sum(0)
+
+    def wrong(x, alpha, beta, g):  # the window lies around beta, not around zero
+        return -(g * (x.abs() <= alpha)).sum(0)
+
+
+@exercise("03.3", "Gradient of alpha, {0, a}", difficulty=3, minutes=12)
 class AlphaGradient:
     cases = [(X, 1.0, G), (X, 0.5, G), (X, 4.0, G)]
 
@@ -32,14 +43,3 @@ class AlphaGradient:
     def wrong(x, alpha, g):  # forgets that beyond the ends the code does not move
         q = x / alpha
         return (g * (q.round().clamp(0, 1) - q)).sum() / x.numel() ** 0.5
-
-
-@exercise("03.3", "Gradient of beta", difficulty=2, minutes=8)
-class BetaGradient:
-    cases = [(X, 1.0, torch.zeros(3), G), (X, 0.8, torch.tensor([1.0, 0.5, 2.0]), G)]
-
-    def reference(x, alpha, beta, g):
-        return -(g * ((x - beta).abs() <= alpha)).sum(0)
-
-    def wrong(x, alpha, beta, g):  # the window lies around beta, not around zero
-        return -(g * (x.abs() <= alpha)).sum(0)

@@ -16,18 +16,7 @@ def _weights() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     return [(w, *ternary_codes(w)) for w in found]
 
 
-@exercise("09.1", "What the zeros are moved by", difficulty=3, minutes=12)
-class ZeroShift:
-    cases = _weights
-
-    def reference(w, codes, scale):
-        return (scale * w.numel() - w.abs().sum()) / (2 * (codes == 0).sum())
-
-    def wrong(w, codes, scale):  # c goes into both halves of a zero, so it counts twice
-        return (scale * w.numel() - w.abs().sum()) / (codes == 0).sum()
-
-
-@exercise("09.2", "Look where the score is positive", difficulty=1, minutes=3)
+@exercise("09.1", "Look where the score is positive", difficulty=1, minutes=3)
 class StepAttention:
     cases = [
         (torch.tensor([2.0, -1.0, 0.0, 0.5]), torch.zeros(4)),
@@ -42,7 +31,7 @@ class StepAttention:
         return (scores + mask >= 0).float()
 
 
-@exercise("09.3", "How many sentences?", difficulty=2, minutes=5)
+@exercise("09.2", "How many sentences?", difficulty=2, minutes=5)
 class Rewritings:
     cases = [
         ([["film", "plot"], ["warm"]],),
@@ -56,3 +45,14 @@ class Rewritings:
 
     def wrong(choices):  # a word may also stay as it is
         return math.prod(len(words) for words in choices)
+
+
+@exercise("09.3", "What the zeros are moved by", difficulty=3, minutes=12)
+class ZeroShift:
+    cases = _weights
+
+    def reference(w, codes, scale):
+        return (scale * w.numel() - w.abs().sum()) / (2 * (codes == 0).sum())
+
+    def wrong(w, codes, scale):  # c goes into both halves of a zero, so it counts twice
+        return (scale * w.numel() - w.abs().sum()) / (codes == 0).sum()
