@@ -13,8 +13,10 @@ import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import nbformat
+from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
 MATHJAX = "tex-svg.js"  # one file with its fonts in it
@@ -30,6 +32,7 @@ SETTINGS = {
     "mathjax_path": MATHJAX,
     "myst_enable_extensions": ["dollarmath", "amsmath"],
     "myst_heading_anchors": 3,
+    "suppress_warnings": ["myst.xref_missing"],  # it does not see the glossary's anchors: see broken_links
     "nb_execution_mode": "off",
     "nb_render_markdown_format": "myst",
     "nb_ipywidgets_js": {},
@@ -37,7 +40,7 @@ SETTINGS = {
 
 
 def build(notebooks: Path, executed: Path, readme: Path, site: Path) -> int:
-    """Write the site into the folder `site`, whatever was there. Returns: how many faults Sphinx found and printed.
+    """Write the site into the folder `site`, whatever was there. Returns: how many faults were found and printed.
 
     Args:
         notebooks: the committed series, with its images/.
@@ -59,7 +62,24 @@ def build(notebooks: Path, executed: Path, readme: Path, site: Path) -> int:
         settings = SETTINGS | {"html_static_path": [str(static)]}
         sphinx = Sphinx(source, None, site, Path(work, "doctrees"), "html", settings, status=None)
         sphinx.build()
-    return sphinx.statuscode or sphinx._warncount
+    broken = broken_links(site)
+    print(*broken, sep="\n", end="\n" if broken else "", file=sys.stderr)
+    return len(broken) + (sphinx.statuscode or sphinx._warncount)
+
+
+def broken_links(site: Path) -> list[str]:
+    """Links and pictures of the pages of a folder that lead nowhere in it, as "page: link"."""
+    pages = {path.name: BeautifulSoup(path.read_text("utf-8"), "html.parser") for path in site.glob("*.html")}
+    ids = {name: {tag["id"] for tag in soup.find_all(id=True)} for name, soup in pages.items()}
+    broken = []
+    for name, soup in pages.items():
+        for tag in soup.find_all(["a", "img", "link", "script"]):
+            link = urlsplit(tag.get("href") or tag.get("src") or "")
+            path, place = unquote(link.path), unquote(link.fragment)
+            missing = path and not (site / path).exists()
+            if not link.scheme and (missing or (place and place not in ids.get(path or name, {place}))):
+                broken.append(f"{name}: {link.geturl()}")
+    return broken
 
 
 def page(path: Path, copy: Path) -> NotebookNode:

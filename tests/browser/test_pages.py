@@ -1,7 +1,6 @@
-"""The static site, read from files by a browser without a network: links, alt texts, formulas, search."""
+"""The static site, read from files by a browser without a network: alt texts, formulas, search."""
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
@@ -14,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
+    # no faults: nothing that Sphinx warns of, no broken link
     assert build(ROOT / "notebooks", ROOT / "build", ROOT / "README.md", folder) == 0
     return folder
 
@@ -27,19 +27,13 @@ def page(browser):
     page.close()
 
 
-def test_every_link_leads_somewhere_and_every_picture_says_what_it_shows(site):
+def test_a_page_a_notebook_and_every_picture_says_what_it_shows(site):
     pages = {path.name: BeautifulSoup(path.read_text(), "html.parser") for path in site.glob("*.html")}
     assert len(pages) == 2 + len(list((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))
     for name, soup in pages.items():
-        for tag in soup.find_all(["a", "img", "link", "script"]):
-            link = urlsplit(tag.get("href") or tag.get("src") or "")
-            if link.scheme:
-                assert tag.name == "a" or link.scheme == "data", f"{name} loads {tag}"
-            elif link.path:
-                assert (site / unquote(link.path)).exists(), f"{name}: {tag}"
-            if link.fragment and not link.scheme:
-                assert pages[link.path or name].find(id=unquote(link.fragment)), f"{name}: {tag}"
         assert all(image.get("alt") for image in soup.find_all("img")), name
+        loaded = [tag.get("href") or tag.get("src") or "" for tag in soup.find_all(["img", "link", "script"])]
+        assert not [link for link in loaded if link.startswith(("http", "//"))], name
 
 
 def test_every_formula_is_set(site, page):
