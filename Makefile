@@ -10,12 +10,14 @@ INSTALLED := $(VENV)/.installed
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help notebooks test lab lint format refresh budgets clean
+.PHONY: help notebooks test lab site browser-test lint format refresh budgets clean
 
 help:
 	@echo "make notebooks   run the series headless; executed copies and HTML pages go to build/"
 	@echo "make test        run all tests: tests/ and every notebook"
 	@echo "make lab         open the series in JupyterLab"
+	@echo "make site        the series as a static site with search, in build/site/"
+	@echo "make browser-test   run the notebooks in JupyterLab in a browser (needs Chromium; about 15 minutes)"
 	@echo "make lint        check style        make format   repair it"
 	@echo "make refresh     run the notebooks in place, to commit their outputs"
 	@echo "make budgets     write the times of the last 'make notebooks' into the notebooks' budget lines"
@@ -45,6 +47,18 @@ test: lint
 
 lab: $(INSTALLED)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# What only one target needs is an extra of pyproject.toml.
+$(VENV)/.installed-%: $(INSTALLED)
+	@echo "installing what make $* needs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+site: $(VENV)/.installed-site
+	@$(BIN)/python -m bitlab.site
+
+browser-test: $(VENV)/.installed-browser-test
+	@$(BIN)/python -m pytest tests/browser
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from numbers import Real
 
-from IPython.display import Pretty, display
+from IPython.display import HTML, Pretty, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -14,6 +14,12 @@ from bitlab.errors import BitlabError
 
 # What people type: nothing, far too much, and what is no word (an emoji, half of one, mathtext, markup).
 ODD_TEXTS = ("", "not " * 600, "\U0001f3ac\ud83d $x_$ <b>& \\frac{")
+
+# JupyterLab's shortcuts would take the arrow keys from a dropdown, and letters too: not from what has this attribute.
+NO_SHORTCUTS = """<script>
+    document.currentScript.closest(".jp-OutputArea")?.addEventListener("focusin", event =>
+        event.target.setAttribute("data-lm-suppress-shortcuts", ""));
+</script>"""
 
 
 def explore(draw: Callable, **controls) -> None:
@@ -51,6 +57,7 @@ def explore(draw: Callable, **controls) -> None:
     from ipywidgets import VBox
 
     fields = {name: _field(name, control) for name, control in controls.items()}
+    display(HTML(NO_SHORTCUTS))
     display(VBox(list(fields.values())))
     shown = display(picture, display_id=True)
 

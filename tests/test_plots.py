@@ -233,7 +233,7 @@ def test_headless_lets_errors_through(shown):
 def test_live_controls_redraw_in_place_and_show_errors(live):
     draw = Draw()
     widgets.explore(draw, **CONTROLS)
-    box, figure = live.objects
+    _, box, figure = live.objects
     assert draw.calls == [{"alpha": 2, "beta": 0.5, "set": "signed", "on": True, "text": "hi"}]
     names = [type(field).__name__ for field in box.children]
     assert names == ["IntSlider", "FloatSlider", "Dropdown", "Checkbox", "Text"]
