@@ -34,6 +34,7 @@ class DistillationConfig:
     Args:
         logits: weight of the soft cross-entropy between teacher and student logits.
         hidden: weight of the mean squared error of the L + 1 hidden states (the embedding output included).
+        relative: divide each hidden state's error by the variance of the teacher's, so that all layers count alike.
         attention: weight of the mean squared error of the L attention scores (before mask and softmax).
         hard: weight of the cross-entropy with the data set's labels (BiBERT); a regression has no such term.
         directions: weight of Direction-Matching Distillation (BiBERT), `bitlab.baselines.bibert.direction_losses`.
@@ -47,6 +48,7 @@ class DistillationConfig:
 
     logits: float = 1.0
     hidden: float = 1.0
+    relative: bool = False
     attention: float = 0.0
     hard: float = 0.0
     directions: float = 0.0
@@ -97,6 +99,21 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     return error.sum() / mask.expand_as(student).sum()
 
 
+def variance(states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared distance of `states` (B, T, width) from their mean over the tokens that `mask` (B, T, 1) selects.
+
+    Under several processes, of all of their batches together.
+    """
+    mask = torch.ones_like(states[..., :1]) if mask is None else mask
+    sums = torch.stack([(states * mask).sum((0, 1)), (states.square() * mask).sum((0, 1))])
+    count = mask.sum()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+        dist.all_reduce(count)
+    mean, square = sums / count
+    return (square - mean.square()).mean()
+
+
 def distillation_loss(
     student: ModelOutput,
     teacher: ModelOutput,
@@ -126,7 +143,8 @@ def distillation_loss(
         _check_same("hidden states", student.hidden_states, teacher.hidden_states)
         rows = None if tokens is None else tokens[:, :, None]
         pairs = zip(student.hidden_states, teacher.hidden_states, strict=True)
-        terms["hidden"] = config.hidden * _share(rows) * sum(masked_mse(s, t, rows) for s, t in pairs)
+        scale = partial(variance, mask=rows) if config.relative else lambda t: 1.0
+        terms["hidden"] = config.hidden * _share(rows) * sum(masked_mse(s, t, rows) / scale(t) for s, t in pairs)
     if config.attention:
         _check_same("attention scores", student.attention_scores, teacher.attention_scores)
         cells = None if tokens is None else tokens[:, None, :, None] * tokens[:, None, None, :]

@@ -39,9 +39,10 @@ class Experiment:
         stage_teacher: a stage learns from the "previous" stage's model, the "full"-precision one, or "both"; the
             method's own if None.
         selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
-        logit_weight, hidden_weight, attention_weight, temperature: see `DistillationConfig`; not for the rivals.
+        logit_weight, hidden_weight, relative_hidden, attention_weight, temperature: see `DistillationConfig`; not
+            for the rivals.
         bf16: train in mixed precision (evaluation is in float32).
-        group_by_length: distil in batches of sentences of similar length: less padding, see `bitlab.sampling`.
+        group_by_length: train in batches of sentences of similar length: less padding, see `bitlab.sampling`.
         dropout: of the student in training; the model's own (BERT's: 0.1) if None.
         max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
     """
@@ -68,6 +69,7 @@ class Experiment:
     selection: str = "last"
     logit_weight: float = 1.0
     hidden_weight: float = 1.0
+    relative_hidden: bool = False
     attention_weight: float = 0.0
     temperature: float = 1.0
     bf16: bool = False
@@ -99,9 +101,8 @@ class Experiment:
             raise BitlabError(f"dropout is {self.dropout}: give a number from 0 to below 1")
         if not any(getattr(self, name) for name in weights):
             raise BitlabError(f"{', '.join(weights)} are all 0: there is nothing to learn from")
-        given = [
-            f.name for f in fields(self) if f.name in (*weights, "temperature") and getattr(self, f.name) != f.default
-        ]
+        loss = (*weights, "relative_hidden", "temperature")
+        given = [f.name for f in fields(self) if f.name in loss and getattr(self, f.name) != f.default]
         if recipe.phases and given:
             raise BitlabError(f"method {self.method} has its own loss: leave {', '.join(given)} alone")
         if self.augment and self.train_examples:
@@ -133,6 +134,7 @@ class Experiment:
         weights = {
             "logits": self.logit_weight,
             "hidden": self.hidden_weight,
+            "relative": self.relative_hidden,
             "attention": self.attention_weight,
             "temperature": self.temperature,
         }
@@ -144,16 +146,16 @@ class Experiment:
         task = get_task(self.task)
         quick = self.preset == "quick"
         small = self.model == "sample"
+        options = {"bf16": self.bf16, "group_by_length": self.group_by_length}
         if precision == FULL:
             rate = self.teacher_learning_rate or (5e-4 if small else 5e-5)
             epochs = self.teacher_epochs or (1000 if quick else min(5, task.epochs))
             steps = self.max_steps or ((300 if small else 60) if quick else None)
-            return StageSettings(epochs, 32, rate, steps, bf16=self.bf16)
+            return StageSettings(epochs, 32, rate, steps, **options)
         stages, recipe = len(self.path.stages), self.recipe
         rate = self.learning_rate or (5e-4 if small else recipe.learning_rates.get(self.task, task.learning_rate))
         epochs = self.epochs or (1000 if quick else recipe.epochs.get(self.task, task.epochs))
         steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
         batch = self.batch_size or (32 if quick else recipe.batch_size or task.batch_size)
         warmup = 0.2 if task is SQUAD else 0.1
-        options = {"bf16": self.bf16, "group_by_length": self.group_by_length}
         return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, **options)

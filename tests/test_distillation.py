@@ -99,8 +99,23 @@ def test_hidden_states_count_real_tokens_only():
     assert abs(expected - everything) > 1e-3
 
 
-def test_what_the_padding_holds_changes_nothing():
-    config = DistillationConfig(attention=1.0)
+def test_relative_errors_are_of_the_teachers_variance():
+    student, teacher = output(1), output(2)
+    for number in range(3):  # another size in each layer, for student and teacher alike
+        student.hidden_states[number].mul_(10**number), teacher.hidden_states[number].mul_(10**number).add_(5)
+    for config, real in ((DistillationConfig(relative=True), MASK.bool()), (None, torch.ones_like(MASK).bool())):
+        expected = 0
+        for s, t in zip(student.hidden_states, teacher.hidden_states, strict=True):
+            s, t = s.double()[real].numpy(), t.double()[real].numpy()
+            expected += ((s - t) ** 2).mean() / t.var(axis=0).mean()
+        config = config or DistillationConfig(relative=True, count_padding=True)
+        found = distillation_loss(student, teacher, MASK, config)["hidden"]
+        assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_what_the_padding_holds_changes_nothing(relative):
+    config = DistillationConfig(attention=1.0, relative=relative)
     plain, filled = output(1), copy.deepcopy(output(1))
     for hidden in filled.hidden_states:
         hidden[MASK == 0] = 1e6
