@@ -45,7 +45,7 @@ class Run:
     seed: -1 for a full-precision model that was given. model: what tells it from others of its recipe.
     recipe: what the runs of one cell have in common. metrics, full: fractions, of this stage and of the run's
     full-precision model. steps: of each distillation stage so far. seen: examples in them. training: epochs, batch
-    and rate of the last of them. cost: (MiB, GFLOPs) if known.
+    and rates of the last of them. cost: (MiB, GFLOPs) if known.
     """
 
     task: str
@@ -244,11 +244,13 @@ def _key(result: dict, path: tuple[str, ...]) -> tuple:
 
 
 def _training(settings: dict, stage: dict, config: dict) -> dict[str, float]:
-    """Epochs, batch and rate of a stage, as it was trained."""
+    """Epochs, batch and rate of a stage, as it was trained; the rate of its scales where that is no usual one."""
     batch = settings["batch_size"]
     examples = config["examples"].get("augmented" if stage["precision"] != FULL else "train")
     epochs = stage["steps"] * batch / (examples or config["examples"]["train"])
-    return {"epochs": epochs, "batch": batch, "rate": settings["learning_rate"]}
+    rate = settings.get("alpha_learning_rate", USUAL["alpha_learning_rate"])
+    unusual = {} if rate == USUAL["alpha_learning_rate"] else {"alpha rate": rate}
+    return {"epochs": epochs, "batch": batch, "rate": settings["learning_rate"]} | unusual
 
 
 def _metrics(stage: dict, config: dict) -> dict[str, float]:

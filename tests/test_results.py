@@ -57,6 +57,11 @@ def test_mean_and_standard_deviation_over_seeds():
     assert spread([70.0]) is None
 
 
+def test_a_rate_of_the_scales_that_is_not_usual_is_told():
+    assert "(epochs 20, batch 32, rate 0.0005, alpha rate 0.005)" in report([result(alpha_learning_rate=5e-3)])
+    assert "alpha rate" not in report([result()])
+
+
 def test_a_row_says_what_is_missing_and_has_no_average():
     found = [result("rte"), result("mrpc")]
     (row,) = students(found)
