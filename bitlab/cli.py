@@ -150,6 +150,8 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--selection", default="last", help="last: dev is used once; best: best of ten dev evaluations")
     add("--bf16", action="store_true", help="train in mixed precision: faster where the machine has bf16")
     add("--dropout", type=float, help="of the student in training; the model's own if absent")
+    add("--logit-weight", type=float, default=1.0, help="of the answers in the loss (default: 1)")
+    add("--hidden-weight", type=float, default=1.0, help="of the hidden states in the loss (default: 1)")
     add("--relative-hidden", action="store_true", help="hidden states count alike: errors over the teacher's variance")
     add("--group-by-length", action="store_true", help="train in batches of similar length: less padding, faster")
     add("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
