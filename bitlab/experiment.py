@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bitlab.convert import ALPHA_POLICIES
-from bitlab.distillation import DistillationConfig
 from bitlab.errors import BitlabError
+from bitlab.losses import DistillationConfig
 from bitlab.recipes import Phase, Recipe, get_recipe
 from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import SQUAD, get_task

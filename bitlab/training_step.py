@@ -34,9 +34,10 @@ from transformers import (
 from bitlab import fused
 from bitlab.binarizers import binarize_weight
 from bitlab.convert import binarize
-from bitlab.distillation import DistillationConfig, DistillationTrainer
+from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding
+from bitlab.losses import DistillationConfig
 from bitlab.optim import parameter_groups
 from bitlab.teacher_outputs import ROW, TeacherOutputs
 from bitlab.timing import matmul_precision

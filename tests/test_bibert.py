@@ -18,7 +18,7 @@ from bitlab.baselines.bibert import (
     direction_distance,
     direction_losses,
 )
-from bitlab.distillation import DistillationConfig, distillation_loss
+from bitlab.losses import DistillationConfig, distillation_loss
 from bitlab.recipes import BIBERT
 
 DOUBLE = {"dtype": torch.float64}
