@@ -188,8 +188,8 @@ def weight_forward(weight: Tensor) -> tuple[Tensor, Tensor]:
 def code_product(a: Tensor, b: Tensor, bits: int = 1) -> Tensor:
     """`a @ b` of integers in float tensors, exact and in float32, also under autocast (bf16 has no 257).
 
-    Up to 4 bits, what the backward needs is kept as int8, a quarter of the floats; and under autocast a product of two
-    matrices runs on int8, the two products of its backward in the autocast type.
+    Up to 4 bits, what the backward needs is kept as int8, a quarter of the floats, and a product of two matrices runs
+    on int8 where torch has one. The two products of the backward run in the autocast type.
 
     Args:
         a: (..., n, k), b: (..., k, m), with the same leading axes.
@@ -223,7 +223,9 @@ class _CodeProduct(Function):
         short = a.to(torch.int8), b.to(torch.int8)
         ctx.save_for_backward(*short)
         ctx.dtype = dtype or a.dtype
-        return exact_matmul(a, b) if dtype is None or not _int8_product_takes(a, b) else torch._int_mm(*short).float()
+        if not int8_product_takes(a, b):
+            return exact_matmul(a, b)
+        return torch._int_mm(*short).to(a.dtype if dtype is None else torch.float32)
 
     @staticmethod
     def backward(ctx, grad):
@@ -232,10 +234,14 @@ class _CodeProduct(Function):
         return (short @ b.mT).to(grad.dtype), (a.mT @ short).to(grad.dtype), None
 
 
-def _int8_product_takes(a: Tensor, b: Tensor) -> bool:
-    """Whether torch's int8 product takes these shapes (on a CPU it is wrong for a width of 1)."""
+def int8_product_takes(a: Tensor, b: Tensor) -> bool:
+    """Whether torch has a fast int8 product for these: on CUDA; on a CPU with oneDNN, whose one is wrong at width 1."""
     (rows, width), out = a.shape[-2:], b.shape[-1]
-    return a.dim() == 2 and width > 1 and not (a.is_cuda and (rows <= 16 or width % 8 or out % 8))
+    if a.dim() != 2:
+        return False
+    if a.is_cuda:
+        return rows > 16 and not (width % 8 or out % 8)
+    return a.device.type == "cpu" and torch.backends.mkldnn.is_available() and width > 1
 
 
 def binarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ A step is transformers' own: forward, backward, clipping, optimizer. The rows:
     fine-tuning               torch as it comes, float32: 1.0
     fine-tuning, medium       float32 products in their fastest form (`bitlab.timing.matmul_precision`)
     fine-tuning, bf16         and in mixed precision
-    distillation              a W1A1 student and its teacher, with every measure
+    distillation              a W1A1 student and its teacher, with every measure; its forward multiplies int8 codes
     distillation, bf16        and in mixed precision (`--bf16`)
     ..., teacher kept         from the second epoch on: what the teacher says is looked up (`bitlab.teacher_outputs`)
     without ...               with every measure but one
@@ -19,6 +19,7 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
@@ -31,7 +32,7 @@ from transformers import (
     default_data_collator,
 )
 
-from bitlab import fused
+from bitlab import binarizers, fused
 from bitlab.binarizers import binarize_weight
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
@@ -85,7 +86,7 @@ class Measures:
 
     distil: bool = True
     compiled: bool = True
-    medium: bool = True
+    fast_products: bool = True
     resting_teacher: bool = True
     used_rows: bool = True
     fused_adam: bool = True
@@ -95,7 +96,7 @@ class Measures:
 
 
 CONTENDERS = {
-    BASELINE: Measures(distil=False, medium=False),
+    BASELINE: Measures(distil=False, fast_products=False),
     "fine-tuning, medium": Measures(distil=False),
     "fine-tuning, bf16": Measures(distil=False, bf16=True),
     OURS: Measures(),
@@ -103,12 +104,17 @@ CONTENDERS = {
     KEPT: Measures(teacher_kept=True),
     KEPT_BF16: Measures(bf16=True, teacher_kept=True),
     "without compiled formulas": Measures(compiled=False),
-    "without fast products": Measures(medium=False),
+    "without fast products": Measures(fast_products=False),
     "teacher in training mode": Measures(resting_teacher=False),
     "whole embedding binarized": Measures(used_rows=False),
     "without fused AdamW": Measures(fused_adam=False),
     "as released": Measures(
-        compiled=False, medium=False, resting_teacher=False, used_rows=False, fused_adam=False, released=True
+        compiled=False,
+        fast_products=False,
+        resting_teacher=False,
+        used_rows=False,
+        fused_adam=False,
+        released=True,
     ),
 }
 
@@ -172,8 +178,10 @@ class Step:
     @contextmanager
     def _environment(self):
         with ExitStack() as stack:
-            if self.measures.medium:
+            if self.measures.fast_products:
                 stack.enter_context(matmul_precision("medium"))
+            else:
+                stack.enter_context(patch.object(binarizers, "int8_product_takes", lambda a, b: False))
             if not self.measures.compiled:
                 stack.enter_context(_uncompiled())
             yield

@@ -26,7 +26,10 @@ def test_every_contender_trains(name):
 def test_the_measures_do_not_change_what_is_computed():
     """With and without compiled formulas, used rows and fused AdamW, four steps have the same losses."""
     curves = []
-    for measures in (Measures(medium=False), Measures(compiled=False, medium=False, used_rows=False, fused_adam=False)):
+    for measures in (
+        Measures(fast_products=False),
+        Measures(compiled=False, fast_products=False, used_rows=False, fused_adam=False),
+    ):
         torch.manual_seed(0)
         step = Step(TINY, measures)
         for module in step.model.modules():
