@@ -103,6 +103,26 @@ def snapshot(x: Tensor, codes: Tensor | None = None, alpha: float | None = None,
     )
 
 
+SHORT = {
+    "attention.output.dense": "out-projection",
+    "intermediate.dense": "FFN-1",
+    "output.dense": "FFN-2",
+    ".dense": "",
+    "attention.self.": "",
+    "bert.": "",
+    "encoder.": "",
+    "input_binarizer": "input",
+    "_binarizer": "",
+}
+
+
+def readable(name: str) -> str:
+    """A binarizer's name in BERT, short enough for a figure: "layer 0 query", "layer 0 FFN-2 input", "pooler input"."""
+    for long, short in SHORT.items():
+        name = name.replace(long, short)
+    return name.replace(".", " ")
+
+
 def table(seen: dict[str, list[Snapshot]]) -> str:
     """The last snapshot of every module as text, one line a module."""
     width = max(map(len, seen))

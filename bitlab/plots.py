@@ -105,7 +105,8 @@ def histogram(before, after=None, alpha=None, beta=None, ax: Axes | None = None)
         ax.bar(levels, heights, width, color=COLORS["binary"], edgecolor=INK, linewidth=0.7, label="after")
         for level, height, count in zip(levels, heights, counts) if levels.size <= 3 else ():
             text = f"{count / values.size:.0%}"
-            ax.annotate(text, (level, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+            paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # lines may cross it
+            ax.annotate(text, (level, height), (0, 2), textcoords="offset points", ha="center", fontsize=8, bbox=paper)
     if beta is not None:
         low, middle, high = np.percentile(_array(beta), [5, 50, 95])
         ax.axvspan(low, high, ymax=0.68, color=INK, alpha=0.12, linewidth=0)

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 from bitlab import plots, widgets
-from bitlab.activations import record, snapshot, table
+from bitlab.activations import readable, record, snapshot, table
 from bitlab.binarizers import elastic
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryLinear, ElasticBinarizer
@@ -303,6 +303,22 @@ def test_record_is_undone_after_an_error():
 def test_entropy_of_constant_and_balanced_bits():
     assert snapshot(torch.ones(10)).entropy == 0
     assert snapshot(torch.tensor([1.0, -1.0])).entropy == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("bert.encoder.layer.0.attention.self.query.input_binarizer", "layer 0 query input"),
+        ("bert.encoder.layer.11.attention.self.query_binarizer", "layer 11 query"),
+        ("bert.encoder.layer.1.attention.output.dense.input_binarizer", "layer 1 out-projection input"),
+        ("intermediate.dense.input_binarizer", "FFN-1 input"),
+        ("output.dense.input_binarizer", "FFN-2 input"),
+        ("attention.self.probs_binarizer", "probs"),
+        ("bert.pooler.dense.input_binarizer", "pooler input"),
+    ],
+)
+def test_readable_names_fit_into_a_figure(name, short):
+    assert readable(name) == short
 
 
 def test_runs_that_score_alike_have_no_spread():

@@ -14,15 +14,15 @@ class LayerBits:
         return inputs * outputs + 32 * outputs
 
 
-@exercise("05.2", "Operations on paper", difficulty=2, minutes=8)
-class ProductFlops:
-    cases = [(128, 768, 768, 1, 1), (128, 768, 3072, 1, 4), (16, 128, 256, 1, 32), (128, 768, 768, 32, 32)]
+@exercise("05.2", "When attention begins to show", difficulty=2, minutes=8)
+class AttentionShare:
+    cases = [(128, 768), (512, 768), (4608, 768), (8, 128)]
 
-    def reference(tokens, inputs, outputs, weight_bits, activation_bits):
-        return 2 * tokens * inputs * outputs * min(1, weight_bits * activation_bits / 64)
+    def reference(length, width):
+        return length / (length + 6 * width)
 
-    def wrong(tokens, inputs, outputs, weight_bits, activation_bits):  # float "costs" 16 times itself
-        return 2 * tokens * inputs * outputs * weight_bits * activation_bits / 64
+    def wrong(length, width):  # one of the two products
+        return length / (length + 12 * width)
 
 
 @exercise("05.3", "Which set?", difficulty=2, minutes=10)
