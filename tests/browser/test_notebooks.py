@@ -107,7 +107,7 @@ def in_the_dark(page: Page, picture: Path) -> None:
 
 def reach_by_tab(page: Page, box: Locator):
     """From the cell of a box of controls to each control in turn, with Tab alone."""
-    page.locator(".jp-CodeCell", has=box).locator(".jp-InputPrompt").click()
+    box.locator("xpath=ancestor::*[contains(@class, 'jp-CodeCell')]").locator(".jp-InputPrompt").click()
     for field in box.locator("> *").all():
         for _ in range(3):  # a slider has its handle and its number
             page.keyboard.press("Tab")
