@@ -166,7 +166,7 @@ def encoder_rows(layers: int, length: int, batch: int, rounds: int) -> list[Row]
         contenders["int8 dynamic"] = lambda: quantized(ids)
     if compiled := _c():
         contenders["packed, c"] = lambda: _with(compiled, packed, ids)
-    what = f"{layers} layers, length {length}, batch {batch}"
+    what = f"{layers} layer{'s' * (layers != 1)}, length {length}, batch {batch}"
     return _rows(what, measure(contenders, rounds))
 
 
