@@ -225,7 +225,8 @@ def _recipe(config: dict, settings: dict[str, dict]) -> dict:
     """What the runs of a cell have in common beside their row's key. A setting that is usual may be absent."""
     unusual = {name: {k: v for k, v in stage.items() if v != USUAL.get(k)} for name, stage in settings.items()}
     windows = {name: config.get(name) for name in WINDOWS}
-    data = {"examples": config["examples"]["train"], "augmented": (config.get("augment") or {}).get("table")}
+    augment = config.get("augment") if set(settings) - {FULL} else None  # no teacher is trained on it
+    data = {"examples": config["examples"]["train"], "augmented": (augment or {}).get("table")}
     return {"teacher": config.get("teacher"), **data, **windows, **unusual}
 
 

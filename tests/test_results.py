@@ -187,7 +187,8 @@ def test_an_option_that_is_new_marks_its_row_and_a_setting_that_is_new_and_usual
 def test_augmented_runs_are_rows_of_their_own():
     augmented = result(seed=1)
     augmented["config"] |= {"augment": {"name": "x", "table": "abc"}, "examples": {"train": 320, "augmented": 3200}}
-    plain, other = students([result(seed=0), augmented])
+    teacher, plain, other = rows([result(seed=0), augmented])
+    assert teacher.method == "full precision", "one row: the teacher is not trained on augmented sentences"
     assert (plain.options, other.options) == ("", "augmented") and other.values("RTE") == pytest.approx([70])
     assert other.runs["rte"][0].training["epochs"] == 2 and plain.runs["rte"][0].training["epochs"] == 20
     assert "bit, augmented" in report([augmented])
