@@ -84,6 +84,7 @@ def train_stage(
     trainer.remove_callback(PrinterCallback)
     with matmul_precision("medium"):
         trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or it would be evaluated in mixed precision
     return trainer.state.log_history, trainer.state.global_step, started
 
 

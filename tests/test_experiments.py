@@ -452,6 +452,15 @@ def test_the_students_dropout(tmp_path, monkeypatch, dropout):
         assert seen[student]["dropouts"] == (own if dropout is None else {dropout})
 
 
+def test_trained_in_mixed_precision_and_evaluated_in_float32(tmp_path, glue):
+    """A stage's model is scored as it will be when it is loaded again: to the last digit."""
+    result = go(tmp_path / "run", "stsb", schedule="W1A1", max_steps=3, bf16=True)
+    for stage in result["stages"]:
+        folder = tmp_path / "run" / stage["precision"]
+        data = prepare(get_task("stsb"), str(glue), load_tokenizer(folder))
+        assert evaluate(load_model(folder, "stsb"), data)[1] == stage["metrics"]
+
+
 def test_the_loss_is_as_asked(tmp_path, monkeypatch):
     seen = spied(monkeypatch)
     weights_ = {"logit_weight": 0.5, "hidden_weight": 2.0, "attention_weight": 0.1, "temperature": 3.0}
