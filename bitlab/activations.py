@@ -103,7 +103,7 @@ def snapshot(x: Tensor, codes: Tensor | None = None, alpha: float | None = None,
     )
 
 
-SHORT = {
+_SHORT = {
     "attention.output.dense": "out-projection",
     "intermediate.dense": "FFN-1",
     "output.dense": "FFN-2",
@@ -118,7 +118,7 @@ SHORT = {
 
 def readable(name: str) -> str:
     """A binarizer's name in BERT, short enough for a figure: "layer 0 query", "layer 0 FFN-2 input", "pooler input"."""
-    for long, short in SHORT.items():
+    for long, short in _SHORT.items():
         name = name.replace(long, short)
     return name.replace(".", " ")
 

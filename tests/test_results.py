@@ -4,11 +4,15 @@ import copy
 import csv
 import io
 import json
+import os
 import statistics
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from bitlab import cli, results, runs
+from bitlab.data.glue import load_glue
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
 from bitlab.results import load, published
@@ -17,6 +21,7 @@ from bitlab.tables import report
 from bitlab.tasks import TASKS, get_task
 
 TEACHER, STUDENT = 0.9, 0.7
+REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def result(task="rte", seed=0, score=STUDENT, full=TEACHER, **options):
@@ -320,3 +325,11 @@ def test_published_rows():
             assert abs(means[not method.startswith("BiT")] - row.average) <= 0.06, method
     changed = copy.copy(full)
     assert changed.published and not students([result()])[0].published
+
+
+@pytest.mark.skipif(not (REAL / "glue").is_dir(), reason="needs the original GLUE files")
+@pytest.mark.parametrize("column", ["SST-2", "MRPC", "RTE"])
+def test_what_always_the_same_answer_scores(column):
+    """The others are correlations, which are 0 for an answer that never changes."""
+    labels = load_glue(GLUE[column][0], str(REAL / "glue"))["validation"]["label"]
+    assert round(100 * max(Counter(labels).values()) / len(labels), 1) == results.CONSTANT[column]

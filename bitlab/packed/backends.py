@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitlab.binarizers import int8_product_takes
 from bitlab.errors import BitlabError
 from bitlab.packed import kernel
 from bitlab.packed.bits import WORD, pack_bits, pad_heads, unpack_bits, unpack_signs
@@ -82,7 +83,7 @@ class TorchBackend:
     def dot(self, prepared: tuple[Linear, Tensor], codes: Tensor) -> Tensor:
         """The integer products as floats, (tokens, outputs)."""
         weight = prepared[1]
-        if codes.dtype is not torch.int8 or weight.shape[0] == 1:  # torch._int_mm is wrong for a width of 1
+        if codes.dtype is not torch.int8 or not int8_product_takes(codes, weight):
             return codes.float() @ weight.float()
         return torch._int_mm(codes, weight).float()
 
