@@ -16,6 +16,7 @@ from bitlab.fused import fused
 
 ACTIVATION_BITS = (1, 2, 4, 8)
 SMALLEST_ALPHA = 1e-5
+ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile can't trace the question
 
 
 def levels(bits: int, signed: bool) -> tuple[int, int]:
@@ -241,7 +242,7 @@ def int8_product_takes(a: Tensor, b: Tensor) -> bool:
         return False
     if a.is_cuda:
         return rows > 16 and not (width % 8 or out % 8)
-    return a.device.type == "cpu" and torch.backends.mkldnn.is_available() and width > 1
+    return a.device.type == "cpu" and ONEDNN and width > 1
 
 
 def binarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:
