@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from bitlab.errors import BitlabError
 from bitlab.packed.commands import add_pack_arguments, pack_command
@@ -49,6 +49,9 @@ def _parser() -> Parser:
     _add_experiment_options(squad)
     _add_window_options(squad)
     squad.set_defaults(command=_experiment, task="squad")
+    distil = commands.add_parser("distil", help="make an encoder binary on plain text, for every task to start from")
+    _add_distil_options(distil)
+    distil.set_defaults(command=_distil)
     pack = commands.add_parser("pack", help="write a trained binary model with one bit a weight")
     add_pack_arguments(pack)
     pack.set_defaults(command=pack_command)
@@ -133,6 +136,7 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--max-steps", type=int, help="at most so many optimizer steps a stage, the teacher's included")
     add("--teacher", help="a fine-tuned full-precision model, instead of fine-tuning one")
+    add("--start", metavar="MODEL", help="a binary model whose encoder to start from, for instance of `bitlab distil`")
     add("--train-examples", type=int, help="use only the first so many training examples")
     add("--augment", metavar="PATH", help="distil on this table of `bitlab augment` (a folder or its train.tsv)")
     add("--epochs", type=float, help="of each distillation stage")
@@ -164,6 +168,38 @@ def _add_window_options(parser: argparse.ArgumentParser) -> None:
     add("--max-length", type=int, help="tokens of a window (default: 384, or what the model reads)")
     add("--stride", type=int, help="tokens that a window shares with the one before it (default: 128)")
     add("--question-length", type=int, help="longer questions are cut after so many tokens (default: 64)")
+
+
+def _add_distil_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("texts", nargs="+", metavar="FILE", help="one text a line, a tab between the two sentences of a pair")
+    add("--output", required=True, metavar="DIR", help="folder of the encoder; interrupted, it goes on there")
+    add("--model", default="minilm", help="sample, minilm, a hub id or a folder (default: minilm)")
+    add("--precision", default="W1A1", help="(default: W1A1)")
+    add("--epochs", type=float, default=1.0, help="passes over the texts (default: 1)")
+    add("--max-steps", type=int, help="at most so many optimizer steps")
+    add("--batch-size", type=int, default=32, help="(default: 32)")
+    add("--learning-rate", type=float, default=2e-3, help="(default: 2e-3)")
+    add("--alpha-learning-rate", type=float, default=1e-2, help="of the scales (default: 1e-2)")
+    add("--max-length", type=int, default=128, help="longer texts are cut after so many tokens (default: 128)")
+    add("--seed", type=int, default=0)
+    add("--bf16", action="store_true", help="train in mixed precision: faster where the machine has bf16")
+    add("--again", action="store_true", help="train even if the folder holds the encoder")
+    add("--json", action="store_true", help="print the record as JSON")
+
+
+def _distil(options: argparse.Namespace) -> int:
+    from bitlab.general import SETTINGS, distil
+    from bitlab.training import processes
+
+    settings = replace(SETTINGS, **{k: v for k, v in vars(options).items() if hasattr(SETTINGS, k)})
+    names = ("output", "model", "precision", "max_length", "seed", "again")
+    arguments = {name: getattr(options, name) for name in names}
+    record = distil(options.texts, settings=settings, report=_silent if options.json else _say, **arguments)
+    if processes().is_main_process:
+        missed = "  ".join(f"{share:.3f}" for share in record["missed"])
+        print(json.dumps(record, indent=1) if options.json else f"misses of each hidden state's variance: {missed}")
+    return 0
 
 
 def _glue(options: argparse.Namespace) -> int:

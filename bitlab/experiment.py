@@ -30,6 +30,8 @@ class Experiment:
             their defaults (`bitlab.recipes`), the rivals also in their loss.
         preset: "quick" (steps counted in hundreds) or "full" (the paper's epochs). seed: of everything random.
         teacher: a fine-tuned full-precision model; None: one is fine-tuned first.
+        start: a binary model, for instance of `bitlab distil`, whose encoder the first stage starts from, brought to
+            that stage's precision; None: the full-precision model's own weights.
         augment: a table of `bitlab augment` (its folder or train.tsv) that the distillation stages train on; the
             teacher is fine-tuned on `data` all the same. Epochs count passes over `data`, so that the budget is equal.
         epochs, max_steps, batch_size, learning_rate, alpha_learning_rate: of each distillation stage (max_steps: of
@@ -55,6 +57,7 @@ class Experiment:
     preset: str = "quick"
     seed: int = 0
     teacher: str | None = None
+    start: str | None = None
     train_examples: int | None = None
     augment: str | None = None
     epochs: float | None = None
@@ -114,8 +117,8 @@ class Experiment:
     def folder_name(self) -> str:
         """Where the run goes unless told otherwise: task, method, model, path and seed in one name."""
         path = "-".join(self.path.stages)
-        augmented = "-augmented" if self.augment else ""
-        return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{augmented}-seed{self.seed}"
+        extras = ("-started" if self.start else "") + ("-augmented" if self.augment else "")
+        return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{extras}-seed{self.seed}"
 
     @property
     def recipe(self) -> Recipe:

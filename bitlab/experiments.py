@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from bitlab import environment, runs
@@ -21,11 +20,12 @@ from bitlab.convert import binarize, set_precision
 from bitlab.data.sources import resolve_source
 from bitlab.errors import BitlabError
 from bitlab.experiment import Experiment
+from bitlab.general import start_from
 from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.prepared import Prepared, prepare
 from bitlab.schedule import FULL
 from bitlab.tasks import get_task
-from bitlab.training import predict, processes, train_stage
+from bitlab.training import predict, processes, set_dropout, train_stage
 
 Report = Callable[[str], None]
 WINDOW_SIZES = ("max_length", "stride", "question_length")
@@ -86,6 +86,8 @@ def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedMo
             f"model {Path(name).name!r} has embeddings of {rows:,} words, but its tokenizer knows {words:,}: "
             f"save the tokenizer that it was trained with in its folder"
         )
+    if experiment.start:  # the same for what its first stage starts from
+        _first_student(experiment, model)
     if experiment.teacher is None:
         return None
     score, metrics, files = _evaluated(model, data)
@@ -115,6 +117,8 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     config["data"] = source if source in ("sample", "hub") else Path(source).name
     config["model"] = Path(experiment.model).name if Path(experiment.model).is_dir() else experiment.model
     config["teacher"] = experiment.teacher and Path(experiment.teacher).name
+    if experiment.start:
+        config["start"] = "/".join(Path(experiment.start).parts[-2:])
     config["augment"] = data.augmentation
     config["examples"] = data.sizes()
     config |= data.options()
@@ -211,14 +215,18 @@ def _starting_point(experiment, schedule, precision, previous) -> PreTrainedMode
     if precision == FULL:
         return load_model(experiment.model, experiment.task, seed=experiment.seed)
     if schedule.stages[0] == precision:
-        model = binarize(_copy(previous), BitConfig.from_precision(precision, experiment.recipe.method))
+        model = _first_student(experiment, previous)
     else:
         model = set_precision(_copy(previous), precision, experiment.alpha)
     model.config.quantization_config.history = schedule.history(precision)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and experiment.dropout is not None:
-            module.p = experiment.dropout
+    set_dropout(model, experiment.dropout)
     return model
+
+
+def _first_student(experiment, full) -> PreTrainedModel:
+    bits = BitConfig.from_precision(experiment.path.stages[0], experiment.recipe.method)
+    model = binarize(_copy(full), bits)
+    return start_from(model, experiment.start, experiment.alpha) if experiment.start else model
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -122,7 +122,7 @@ def distillation_loss(
         a weight above 0.
     Errors: BitlabError if the two models' shapes do not fit.
     """
-    tokens = None if config.count_padding else mask.to(_logits(student)[0].dtype)
+    tokens = None if config.count_padding else mask.to(student[0].dtype)
     terms = {}
     if config.logits:
         terms["logits"] = config.logits * _logit_loss(student, teacher, mask, config)

@@ -75,9 +75,11 @@ def broken_links(site: Path) -> list[str]:
     for name, soup in pages.items():
         for tag in soup.find_all(["a", "img", "link", "script"]):
             link = urlsplit(tag.get("href") or tag.get("src") or "")
+            if link.scheme:  # elsewhere, or the picture itself
+                continue
             path, place = unquote(link.path), unquote(link.fragment)
             missing = path and not (site / path).exists()
-            if not link.scheme and (missing or (place and place not in ids.get(path or name, {place}))):
+            if missing or (place and place not in ids.get(path or name, {place})):
                 broken.append(f"{name}: {link.geturl()}")
     return broken
 

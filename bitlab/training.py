@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -84,8 +85,16 @@ def train_stage(
     trainer.remove_callback(PrinterCallback)
     with matmul_precision("medium"):
         trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or it would be evaluated in mixed precision
+    for wrapped in ("forward", "_original_forward"):  # accelerate's: the model would be evaluated in mixed precision
+        model.__dict__.pop(wrapped, None)
     return trainer.state.log_history, trainer.state.global_step, started
+
+
+def set_dropout(model: nn.Module, probability: float | None) -> None:
+    """Every dropout's probability in training; None leaves the model's own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and probability is not None:
+            module.p = probability
 
 
 def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, steps: int, best: bool):

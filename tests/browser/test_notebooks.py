@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, TimeoutError
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 MINUTE = 60_000
@@ -140,7 +140,10 @@ def try_out(page: Page, box: Locator, field: Locator) -> list[float]:
             page.keyboard.press("Control+A")
             page.keyboard.press("Delete")
             page.keyboard.insert_text(TEXTS[number])
-        seconds.append(answer(page, box, key))
+        try:
+            seconds.append(answer(page, box, key))
+        except TimeoutError:
+            pytest.fail(f"nothing follows {key}, key {number + 1} of {', '.join(keys)}, in {name(field)}")
     return seconds
 
 

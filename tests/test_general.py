@@ -1,0 +1,201 @@
+"""General distillation: texts, what a student misses, a resumable training, and tasks that start from its encoder."""
+
+import json
+
+import pytest
+import torch
+
+import bitlab
+from bitlab import cli, general
+from bitlab.config import BitConfig
+from bitlab.data.glue import load_glue
+from bitlab.errors import BitlabError
+from bitlab.experiments import Experiment, run
+from bitlab.general import distil, missed, read_texts, start_from
+from bitlab.models import load_model, load_tokenizer, quiet
+from bitlab.schedule import StageSettings
+
+# in mixed precision, for which accelerate puts a wrapper around the model that must be gone when it is measured
+SETTINGS = StageSettings(100, 8, learning_rate=2e-3, max_steps=60, alpha_learning_rate=1e-2, bf16=True)
+LAST = "encoder.layer.1.output.dense"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_compiler():
+    """Without it models this small train fastest; see also test_experiments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITLAB_FUSED", "off")
+        yield
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A file of sample sentences, one of them a pair, one twice, with an empty line."""
+    rows = load_glue("sst2", "sample")["train"]["sentence"][:80]
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join([*rows, "the film is dull\tit is a fine film", "", rows[0]]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, sentences):
+    """(folder of a run, its record)."""
+    folder = tmp_path_factory.mktemp("general") / "general"
+    return folder, distil([sentences], folder, "sample", settings=SETTINGS, report=lambda line: None)
+
+
+def quietly_loaded(*arguments):
+    with quiet():
+        return load_model(*arguments)
+
+
+def test_texts(sentences):
+    tokenizer = load_tokenizer("sample")
+    texts = read_texts([sentences], tokenizer, max_length=6)
+    train, held_out = texts.train, texts.evaluations["validation"]
+    unique = {line for line in sentences.read_text().splitlines() if line}
+    assert len(train) + len(held_out) == len(unique)
+    assert len(held_out) == -(-len(unique) // 10)
+    assert max(map(len, train["input_ids"])) == 6
+    pairs = [row for row in [*train, *held_out] if 1 in row["token_type_ids"]]
+    assert len(pairs) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "can't be read"), (b"\xff\xfe\x00", "can't be read"), (b"one\ntwo\none\n", "2 texts are too few")],
+)
+def test_texts_that_are_none(tmp_path, content, message):
+    path = tmp_path / "texts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BitlabError, match=message):
+        read_texts([path], load_tokenizer("sample"))
+
+
+def test_what_a_student_misses(sentences):
+    """Against the definition, text by text and without padding."""
+    texts = read_texts([sentences], load_tokenizer("sample"))
+    teacher, student = quietly_loaded("sample"), load_model("sample", seed=1)
+    rows = texts.evaluations["validation"]
+    assert len({len(ids) for ids in rows["input_ids"]}) > 1
+    states = {}
+    for name, model in (("teacher", teacher), ("student", student)):
+        with torch.no_grad():
+            found = [
+                model(**{k: torch.tensor([v]) for k, v in row.items()}, output_hidden_states=True).hidden_states
+                for row in rows
+            ]
+        states[name] = [torch.cat([layers[i][0] for layers in found]) for i in range(len(found[0]))]
+    expected = [
+        float((s - t).square().sum() / (t - t.mean(0)).square().sum())
+        for s, t in zip(states["student"], states["teacher"], strict=True)
+    ]
+    assert missed(student, teacher, texts) == pytest.approx(expected, rel=1e-4)
+    assert missed(teacher, teacher, texts) == [0.0] * len(expected)
+
+
+def test_it_learns_and_is_what_its_record_says(encoder, sentences):
+    folder, record = encoder
+    assert json.loads((folder / "W1A1" / "stage.json").read_text()) == record
+    assert record["steps"] == 60 and record["config"]["texts"] == {"train": 72, "validation": 9}
+    assert not list(folder.glob("*.training"))
+    teacher, student = quietly_loaded("sample"), load_model(folder / "W1A1")
+    texts = read_texts([sentences], load_tokenizer("sample"))
+    assert missed(student, teacher, texts) == pytest.approx(record["missed"], abs=1e-4)
+    # a student that has only seen one batch, to initialise its scales
+    fresh = bitlab.binarize(quietly_loaded("sample")).train()
+    fresh(**texts.collate([texts.train[i] for i in range(8)]))
+    before = missed(fresh.eval(), teacher, texts)
+    assert sum(record["missed"]) < sum(before) / 2
+
+
+def test_an_interrupted_training_goes_on(encoder, sentences, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def kill(*args, **kwargs):
+        raise Killed
+
+    _, record = encoder
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(general, "missed", kill)  # after the last step, before anything is written
+        distil([sentences], tmp_path / "run", "sample", settings=SETTINGS, report=lambda line: None)
+    assert list((tmp_path / "run").glob("W1A1.training/checkpoint-*"))
+    again = distil([sentences], tmp_path / "run", "sample", settings=SETTINGS, report=lambda line: None)
+    assert again["missed"] == record["missed"] and again["steps"] == record["steps"]
+    lines = []
+    assert distil([sentences], tmp_path / "run", "sample", settings=SETTINGS, report=lines.append) == again
+    assert "already" in lines[0]
+    with pytest.raises(BitlabError, match="another experiment: its seed"):
+        distil([sentences], tmp_path / "run", "sample", settings=SETTINGS, seed=1)
+
+
+@pytest.mark.parametrize("precision", ["W1A1", "W1A2"])
+def test_a_student_starts_from_it(encoder, precision):
+    folder, _ = encoder
+    other = load_model(folder / "W1A1")
+    student = bitlab.binarize(quietly_loaded("sample", "sst2"), BitConfig.from_precision(precision))
+    head, pooler = student.classifier.weight.clone(), student.base_model.pooler.dense.weight.clone()
+    start_from(student, str(folder / "W1A1"))
+    assert torch.equal(student.classifier.weight, head)
+    assert torch.equal(student.base_model.pooler.dense.weight, pooler)
+    layer, theirs = student.base_model.get_submodule(LAST), other.get_submodule(LAST)
+    assert torch.equal(layer.weight, theirs.weight) and torch.equal(
+        layer.input_binarizer.beta, theirs.input_binarizer.beta
+    )
+    factor = 1.0 if precision == "W1A1" else (1 / 3) ** 0.5  # unsigned: from one level above zero to three
+    assert layer.input_binarizer.alpha.item() == pytest.approx(factor * theirs.input_binarizer.alpha.item())
+    assert layer.input_binarizer.bits == int(precision[-1]) and bool(layer.input_binarizer.initialized)
+    assert not bool(student.base_model.pooler.dense.input_binarizer.initialized)
+
+
+def test_an_experiment_starts_from_it(encoder, tmp_path, monkeypatch):
+    """With a learning rate of next to nothing its encoder is found again in the result."""
+    folder, _ = encoder
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(
+        "sst2",
+        data="sample",
+        schedule="W1A1",
+        start=str(folder / "W1A1"),
+        max_steps=2,
+        learning_rate=1e-12,
+        alpha_learning_rate=1e-12,
+    )
+    result = run(experiment, tmp_path / "run", report=lambda line: None)
+    assert result["config"]["start"] == "general/W1A1" and experiment.folder_name.endswith("-started-seed0")
+    found, theirs = load_model(tmp_path / "run" / "W1A1"), load_model(folder / "W1A1")
+    assert torch.allclose(found.get_submodule(LAST).weight, theirs.get_submodule(LAST).weight, atol=1e-6)
+
+
+def test_starts_that_do_not_fit(encoder, tmp_path):
+    folder, _ = encoder
+    float_model = tmp_path / "float"
+    quietly_loaded("sample").save_pretrained(float_model)
+    wide = bitlab.binarize(quietly_loaded("sample", "sst2"))
+    wide.base_model.encoder.layer = wide.base_model.encoder.layer[:1]
+    cases = [
+        (bitlab.binarize(quietly_loaded("sample", "sst2")), str(float_model), "is not binary"),
+        (
+            bitlab.binarize(quietly_loaded("sample", "sst2"), BitConfig(method="bibert")),
+            str(folder / "W1A1"),
+            "of method",
+        ),
+        (wide, str(folder / "W1A1"), "another shape"),
+    ]
+    for student, name, message in cases:
+        with pytest.raises(BitlabError, match=message):
+            start_from(student, name)
+
+
+def test_command_line(sentences, tmp_path, capsys):
+    options = ["--model", "sample", "--max-steps", "2", "--output", str(tmp_path / "run")]
+    assert cli.main(["distil", str(sentences), *options, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["missed"]) == 3
+    assert cli.main(["distil", str(tmp_path / "none.txt"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bitlab: text file") and error.count("\n") == 1
+    start = ["glue", "sst2", "--data", "sample", "--start", str(tmp_path), "--output", str(tmp_path / "task")]
+    assert cli.main(start) == 2
+    assert "no config.json" in capsys.readouterr().err and not (tmp_path / "task").exists()
