@@ -25,7 +25,7 @@ from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.prepared import Prepared, prepare
 from bitlab.schedule import FULL
 from bitlab.tasks import get_task
-from bitlab.training import predict, processes, set_dropout, train_stage
+from bitlab.training import predict, processes, save_stage, set_dropout, train_stage
 
 Report = Callable[[str], None]
 WINDOW_SIZES = ("max_length", "stride", "question_length")
@@ -136,7 +136,7 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
         if record is None:
             if precision == FULL and given:
                 record = {"precision": FULL, **given[1]}
-                _save_stage(folder / FULL, given[0], data, record, [], given[2])
+                save_stage(folder / FULL, given[0], data.tokenizer, record, [], given[2])
             else:
                 record = _run_stage(experiment, schedule, data, folder, precision, full, previous, report)
         records.append(record)
@@ -175,7 +175,7 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
         tests = data.encoded_tests(math.inf if experiment.preset == "full" else QUICK_TEST)
         files |= data.files(predict(model, data, tests)) if tests else {}
     record = {"precision": precision, "score": score, "metrics": metrics, "steps": steps, "seconds": seconds}
-    _save_stage(folder / precision, model, data, record, log, files)
+    save_stage(folder / precision, model, data.tokenizer, record, log, files)
     if processes().is_main_process:
         shutil.rmtree(training, ignore_errors=True)
     return record
@@ -237,17 +237,3 @@ def _teachers(experiment, full, previous) -> list[PreTrainedModel]:
     if full is previous or experiment.stage_teacher == "full":
         return [full]
     return [previous] if experiment.stage_teacher == "previous" else [previous, full]
-
-
-def _save_stage(
-    folder: Path, model: PreTrainedModel, data: Prepared, record: dict, log: list[dict], files: dict[str, dict | str]
-) -> None:
-    """Write a stage's Hugging Face folder, whole or not at all; other processes wait for it."""
-    if processes().is_main_process:
-        with runs.whole_folder(folder) as partial:
-            model.save_pretrained(partial)
-            data.tokenizer.save_pretrained(partial)
-            for name, content in {"log.json": log, **files}.items():
-                (runs.write_text if isinstance(content, str) else runs.write_json)(partial / name, content)
-            runs.write_json(partial / "stage.json", record)
-    processes().wait_for_everyone()

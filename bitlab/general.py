@@ -25,7 +25,7 @@ from bitlab.errors import BitlabError
 from bitlab.losses import DistillationConfig
 from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.schedule import StageSettings
-from bitlab.training import EVALUATION_BATCH, processes, set_dropout, train_stage
+from bitlab.training import EVALUATION_BATCH, processes, save_stage, set_dropout, train_stage
 
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
 HELD_OUT = 500  # texts, or a tenth of fewer than 5,000
@@ -110,12 +110,11 @@ def distil(
         model: as in `Experiment`. dropout: of the student in training; the model's own if None.
         settings: epochs or steps, batch and rates. again: train even if the folder holds the finished encoder.
         report: called with one line at a time about what happens.
-    Returns: the content of `<precision>/stage.json`: precision, missed (see `missed`), steps, seconds, config, texts,
-        versions, machine.
+    Returns: what is in `<precision>/stage.json`: precision, missed (see `missed`), steps, seconds, config, versions,
+        machine.
     Errors: BitlabError as for `read_texts`, `load_model` and `binarize`, and for a folder of another training.
     """
-    tokenizer = load_tokenizer(model)
-    texts = read_texts(paths, tokenizer, max_length)
+    texts = read_texts(paths, load_tokenizer(model), max_length)
     with quiet():
         teacher = load_model(model, seed=seed)
     bits = BitConfig.from_precision(precision)
@@ -129,47 +128,36 @@ def distil(
         "texts": {"train": len(texts.train), "validation": len(texts.evaluations["validation"])},
         "tokens": sum(map(len, texts.train["input_ids"])),
     }
-    folder = Path(output) / bits.precision
     main = processes().is_main_process
     with quiet(), runs.claim(Path(output), config, again) if main else nullcontext():
         processes().wait_for_everyone()
-        record = runs.read_json(folder / RECORD)
+        record = runs.read_json(Path(output) / bits.precision / RECORD)
         if record is not None:
-            report(f"{folder} holds the encoder already (--again trains it again)")
+            report(f"{output} holds this encoder already (--again trains it again)")
             return record
         set_seed(seed)
         student = binarize(copy.deepcopy(teacher), bits)
         set_dropout(student, dropout)
-        training = folder.with_suffix(".training")
-        log, steps, started = train_stage(
-            student,
-            [teacher],
-            texts,
-            settings,
-            training,
-            seed=seed,
-            title=bits.precision,
-            report=report if main else lambda line: None,
-            distillation=HIDDEN_STATES,
-        )
-        record = {
-            "precision": bits.precision,
-            "missed": [round(share, 4) for share in missed(student.eval(), teacher, texts)],
-            "steps": steps,
-            "seconds": round(time.monotonic() - started, 1),
-            "config": config,
-            "versions": environment.versions(),
-            "machine": environment.machine(),
-        }
-        if main:
-            with runs.whole_folder(folder) as partial:
-                student.save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
-                runs.write_json(partial / "log.json", log)
-                runs.write_json(partial / RECORD, record)
-            shutil.rmtree(training, ignore_errors=True)
-        processes().wait_for_everyone()
-        return record
+        return _train(student, teacher, texts, settings, Path(output), config, report if main else lambda line: None)
+
+
+def _train(student, teacher, texts: Texts, settings: StageSettings, output: Path, config: dict, report) -> dict:
+    precision, training = config["precision"], output / f"{config['precision']}.training"
+    options = {"seed": config["seed"], "title": precision, "report": report, "distillation": HIDDEN_STATES}
+    log, steps, started = train_stage(student, [teacher], texts, settings, training, **options)
+    record = {
+        "precision": precision,
+        "missed": [round(share, 4) for share in missed(student.eval(), teacher, texts)],
+        "steps": steps,
+        "seconds": round(time.monotonic() - started, 1),
+        "config": config,
+        "versions": environment.versions(),
+        "machine": environment.machine(),
+    }
+    save_stage(output / precision, student, texts.tokenizer, record, log)
+    if processes().is_main_process:
+        shutil.rmtree(training, ignore_errors=True)
+    return record
 
 
 def start_from(student: PreTrainedModel, name: str, alpha: str = "rescale") -> PreTrainedModel:

@@ -16,11 +16,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
 )
 
+from bitlab import runs
 from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
 from bitlab.prepared import Prepared
@@ -156,6 +158,28 @@ def predict(
     trainer = DistillationTrainer(model, None, args, data_collator=data.collate)
     trainer.remove_callback(PrinterCallback)
     return {name: trainer.predict(rows).predictions for name, rows in (splits or data.evaluations).items()}
+
+
+def save_stage(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict,
+    log: list[dict],
+    files: dict[str, dict | str] | None = None,
+) -> None:
+    """Write a trained stage's Hugging Face folder, whole or not at all; other processes wait for it.
+
+    Args: record: becomes stage.json. log: of `train_stage`. files: more, by name: JSON objects or texts.
+    """
+    if processes().is_main_process:
+        with runs.whole_folder(folder) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            for name, content in {"log.json": log, **(files or {})}.items():
+                (runs.write_text if isinstance(content, str) else runs.write_json)(partial / name, content)
+            runs.write_json(partial / "stage.json", record)
+    processes().wait_for_everyone()
 
 
 def _last_whole_checkpoint(folder: Path, steps: int) -> tuple[str | None, float]:
