@@ -122,7 +122,8 @@ def distillation_loss(
         a weight above 0.
     Errors: BitlabError if the two models' shapes do not fit.
     """
-    tokens = None if config.count_padding else mask.to(student[0].dtype)
+    first, *_ = student.get("hidden_states") or _logits(student)  # a bare encoder has no logits
+    tokens = None if config.count_padding else mask.to(first.dtype)
     terms = {}
     if config.logits:
         terms["logits"] = config.logits * _logit_loss(student, teacher, mask, config)
