@@ -30,7 +30,6 @@ from bitlab.training import EVALUATION_BATCH, processes, save_stage, set_dropout
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
 HELD_OUT = 500  # texts, or a tenth of fewer than 5,000
 FEWEST = 10
-RECORD = "stage.json"
 SETTINGS = StageSettings(epochs=1, batch_size=32, learning_rate=2e-3, alpha_learning_rate=1e-2, group_by_length=True)
 
 
@@ -131,7 +130,7 @@ def distil(
     main = processes().is_main_process
     with quiet(), runs.claim(Path(output), config, again) if main else nullcontext():
         processes().wait_for_everyone()
-        record = runs.read_json(Path(output) / bits.precision / RECORD)
+        record = runs.read_json(Path(output) / bits.precision / "stage.json")
         if record is not None:
             report(f"{output} holds this encoder already (--again trains it again)")
             return record
