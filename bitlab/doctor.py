@@ -13,7 +13,7 @@ def findings() -> Iterator[str]:
     """One line a finding: versions, machine, what runs fast here, models and data sources."""
     yield "versions  " + ", ".join(f"{name} {number}" for name, number in environment.versions().items())
     info = environment.machine()
-    yield f"machine   {info['processor']}, {info['threads']} threads"
+    yield f"machine   {info['processor']}, {info['threads']} thread{'s' * (info['threads'] != 1)}"
     yield _line("gpu", torch.cuda.is_available(), info.get("gpu", "none"), "not needed; training is faster with one")
     yield _line(
         "compiler", fused.compiler() is not None, _name(fused.compiler()), "install g++ or clang: training is faster"

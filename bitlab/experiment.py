@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bitlab.convert import ALPHA_POLICIES
-from bitlab.errors import BitlabError
+from bitlab.errors import BitlabError, require_positive
 from bitlab.losses import DistillationConfig
 from bitlab.recipes import Phase, Recipe, get_recipe
 from bitlab.schedule import FULL, Schedule, StageSettings
@@ -92,10 +92,7 @@ class Experiment:
         for name, known in (choices | {"alpha": ALPHA_POLICIES}).items():
             if getattr(self, name) not in known:
                 raise BitlabError(f"{name} {getattr(self, name)!r} does not exist: choose {', '.join(known)}")
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise BitlabError(f"{name} is {value}: give a number above 0")
+        require_positive(**{name: getattr(self, name) for name in POSITIVE})
         weights = ("logit_weight", "hidden_weight", "attention_weight")
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:

@@ -6,6 +6,8 @@ that of its hidden states, each over its variance (`DistillationConfig.relative`
 """
 
 import copy
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -30,6 +32,7 @@ from bitlab.training import EVALUATION_BATCH, processes, save_stage, set_dropout
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
 HELD_OUT = 500  # texts, or a tenth of fewer than 5,000
 FEWEST = 10
+SHORTEST = 5  # tokens: [CLS], one of each sentence, two [SEP]
 SETTINGS = StageSettings(epochs=1, batch_size=32, learning_rate=2e-3, alpha_learning_rate=1e-2, group_by_length=True)
 
 
@@ -48,11 +51,15 @@ class Texts:
 
 
 def read_texts(paths: Iterable[str | Path], tokenizer: PreTrainedTokenizerBase, max_length: int = 128) -> Texts:
-    """Texts of UTF-8 files, one a line and each once; a tab parts the two sentences of a pair. Longer ones are cut.
+    """Texts of UTF-8 files, one a line and each once; a tab parts the two sentences of a pair.
 
+    Args: max_length: in tokens; longer texts are cut, and all to what the tokenizer's model reads.
     Held out, in "validation": 500 lines at equal distances, or every tenth.
-    Errors: BitlabError for a file that can't be read, and for fewer than ten texts.
+    Errors: BitlabError for a file that can't be read, for fewer than ten texts, and for a length that leaves no room.
     """
+    if max_length < SHORTEST:
+        raise BitlabError(f"max_length is {max_length}: give {SHORTEST} tokens or more")
+    max_length = min(max_length, tokenizer.model_max_length)
     lines: dict[str, None] = {}
     for path in paths:
         try:
@@ -126,6 +133,7 @@ def distil(
         "seed": seed,
         "texts": {"train": len(texts.train), "validation": len(texts.evaluations["validation"])},
         "tokens": sum(map(len, texts.train["input_ids"])),
+        "digest": hashlib.sha256(json.dumps(texts.train["input_ids"][:]).encode()).hexdigest()[:16],
     }
     main = processes().is_main_process
     with quiet(), runs.claim(Path(output), config, again) if main else nullcontext():

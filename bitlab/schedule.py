@@ -8,7 +8,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from bitlab.config import parse_precision
-from bitlab.errors import BitlabError
+from bitlab.errors import BitlabError, require_positive
 
 FULL = "W32A32"
 ARROW = " -> "
@@ -75,6 +75,7 @@ class StageSettings:
         weight_decay: of weights; biases, thresholds, LayerNorm and alphas have none.
         bf16: mixed precision: faster on processors and GPUs that have it. Products of codes stay exact.
         group_by_length: batches of sentences of similar length, see `bitlab.sampling`.
+    Errors: BitlabError for an amount or a rate that is not above 0.
     """
 
     epochs: float
@@ -86,6 +87,10 @@ class StageSettings:
     weight_decay: float = 0.01
     bf16: bool = False
     group_by_length: bool = False
+
+    def __post_init__(self):
+        numbers = ("epochs", "batch_size", "learning_rate", "max_steps", "alpha_learning_rate")
+        require_positive(**{name: getattr(self, name) for name in numbers})
 
     def part(self, number: int, parts: int, rate: float = 1.0) -> "StageSettings":
         """The settings of part `number` (from 0) of a stage shared evenly, at `rate` times the learning rate."""

@@ -1,6 +1,7 @@
 """General distillation: texts, what a student misses, a resumable training, and tasks that start from its encoder."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +190,31 @@ def test_starts_that_do_not_fit(encoder, tmp_path):
             start_from(student, name)
 
 
+@pytest.mark.parametrize("amount", ["epochs", "max_steps", "batch_size", "learning_rate", "alpha_learning_rate"])
+def test_amounts_that_are_none(amount):
+    with pytest.raises(BitlabError, match=f"{amount} is 0: give a number above 0"):
+        replace(SETTINGS, **{amount: 0})
+
+
+def test_lengths(sentences):
+    tokenizer = load_tokenizer("sample")
+    with pytest.raises(BitlabError, match="max_length is 4"):
+        read_texts([sentences], tokenizer, max_length=4)
+    assert max(map(len, read_texts([sentences], tokenizer, max_length=5).train["input_ids"])) == 5
+    sentences.with_name("long.txt").write_text("\n".join(" ".join(["word"] * (200 + i)) for i in range(12)))
+    assert max(map(len, read_texts([sentences.with_name("long.txt")], tokenizer, 10_000).train["input_ids"])) == 128
+
+
+def test_a_folder_knows_its_texts(encoder, sentences, tmp_path):
+    """The same texts in another order are another training."""
+    folder, _ = encoder
+    lines = sentences.read_text(encoding="utf-8").split("\n")
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]), encoding="utf-8")
+    with pytest.raises(BitlabError, match="another experiment: its digest"):
+        distil([other], folder, "sample", settings=SETTINGS, report=lambda line: None)
+
+
 def test_command_line(sentences, tmp_path, capsys):
     options = ["--model", "sample", "--max-steps", "2", "--output", str(tmp_path / "run")]
     assert cli.main(["distil", str(sentences), *options, "--json"]) == 0
@@ -196,6 +222,8 @@ def test_command_line(sentences, tmp_path, capsys):
     assert cli.main(["distil", str(tmp_path / "none.txt"), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("bitlab: text file") and error.count("\n") == 1
+    assert cli.main(["distil", str(sentences), *options, "--batch-size", "0"]) == 2
+    assert capsys.readouterr().err == "bitlab: batch_size is 0: give a number above 0\n"
     start = ["glue", "sst2", "--data", "sample", "--start", str(tmp_path), "--output", str(tmp_path / "task")]
     assert cli.main(start) == 2
     assert "no config.json" in capsys.readouterr().err and not (tmp_path / "task").exists()
