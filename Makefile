@@ -33,13 +33,13 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 notebooks: $(INSTALLED)
-	@$(BIN)/python -m bitlab.series run
+	@$(BIN)/python -m bitlab.course.series run
 
 refresh: $(INSTALLED)
-	@$(BIN)/python -m bitlab.series refresh
+	@$(BIN)/python -m bitlab.course.series refresh
 
 budgets: $(INSTALLED)
-	@$(BIN)/python -m bitlab.series budgets
+	@$(BIN)/python -m bitlab.course.series budgets
 
 test: lint
 	@$(TEST) --dist loadfile tests
@@ -55,7 +55,7 @@ $(VENV)/.installed-%: $(INSTALLED)
 	@touch $@
 
 site: $(VENV)/.installed-site
-	@$(BIN)/python -m bitlab.site
+	@$(BIN)/python -m bitlab.course.site
 
 browser-test: $(VENV)/.installed-browser-test
 	@$(BIN)/python -m pytest tests/browser

@@ -101,7 +101,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _bench_packed(options: argparse.Namespace):
-    from bitlab.packed.bench import bench, table
+    from bitlab.bench.packed import bench, table
 
     if options.growth or options.tasks:
         raise BitlabError("--growth and --tasks are about training: bitlab bench train")
@@ -111,8 +111,8 @@ def _bench_packed(options: argparse.Namespace):
 
 
 def _bench_train(options: argparse.Namespace):
-    from bitlab.bench import bench, growth, table, tasks
-    from bitlab.training_step import Shape
+    from bitlab.bench.steps import Shape
+    from bitlab.bench.training import bench, growth, table, tasks
 
     if len(options.batch or []) > 1:
         raise BitlabError("bench train takes one --batch (--growth measures several)")
@@ -189,8 +189,8 @@ def _add_distil_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _distil(options: argparse.Namespace) -> int:
-    from bitlab.general import SETTINGS, distil
-    from bitlab.training import processes
+    from bitlab.experiments.general import SETTINGS, distil
+    from bitlab.experiments.training import processes
 
     settings = replace(SETTINGS, **{k: v for k, v in vars(options).items() if hasattr(SETTINGS, k)})
     names = ("output", "model", "precision", "max_length", "seed", "again")
@@ -211,7 +211,7 @@ def _glue(options: argparse.Namespace) -> int:
 
 def _experiment(options: argparse.Namespace) -> int:
     from bitlab.experiments import Experiment, run
-    from bitlab.training import processes
+    from bitlab.experiments.training import processes
 
     names = {field.name for field in fields(Experiment)}
     experiment = Experiment(**{key: value for key, value in vars(options).items() if key in names})
@@ -277,13 +277,13 @@ def _augment(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
-    from bitlab import results, tables
+    from bitlab import results
 
     folder = options.folder or results.FOLDER
     if options.run:
         print(results.store(options.run, folder))
     else:
-        print(tables.report(results.load(folder), options.tasks and options.tasks.split(","), options.format))
+        print(results.report(results.load(folder), options.tasks and options.tasks.split(","), options.format))
     return 0
 
 

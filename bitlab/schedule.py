@@ -74,7 +74,7 @@ class StageSettings:
         alpha_learning_rate: the same for the alphas.
         weight_decay: of weights; biases, thresholds, LayerNorm and alphas have none.
         bf16: mixed precision: faster on processors and GPUs that have it. Products of codes stay exact.
-        group_by_length: batches of sentences of similar length, see `bitlab.sampling`.
+        group_by_length: batches of sentences of similar length, see `bitlab.distillation.sampling`.
     Errors: BitlabError for an amount or a rate that is not above 0.
     """
 

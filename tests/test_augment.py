@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import bitlab
-from bitlab import cli, training
+from bitlab import cli
 from bitlab.data import augment as augment_module
 from bitlab.data import rewriting
 from bitlab.data.augment import augment, load_augmented, settings_for
@@ -27,7 +27,7 @@ from bitlab.data.glue import load_glue
 from bitlab.data.rewriting import Job, Settings, new_sentences
 from bitlab.data.sample import vocabulary
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, run
+from bitlab.experiments import Experiment, run, training
 from bitlab.models import load_masked_lm
 from bitlab.tasks import TASKS, get_task
 

@@ -9,11 +9,11 @@ from tiny_models import CONFIGS, batch, outputs, tiny, warm_up
 from transformers import BertConfig, BertModel
 
 import bitlab
-from bitlab import BitConfig, BitlabError, binarize, cli, experiments, packed, set_precision, training
+from bitlab import BitConfig, BitlabError, binarize, cli, packed, set_precision
 from bitlab.attention import binary_attention
 from bitlab.config import parse_precision
-from bitlab.experiments import Experiment, run
-from bitlab.recipes import RECIPES
+from bitlab.experiments import Experiment, run, running, training
+from bitlab.experiments.recipes import RECIPES
 from bitlab.schedule import Schedule, StageSettings
 from bitlab.tasks import TASKS
 
@@ -271,14 +271,14 @@ def test_from_the_command_line(cheap, capsys, method, precisions):
 
 def steps_of(monkeypatch):
     """What each training of a stage was given."""
-    seen, original = [], experiments.train_stage
+    seen, original = [], running.train_stage
 
     def train_stage(model, teachers, data, settings, folder, **options):
         kinds = [getattr(t.config, "quantization_config", None) for t in teachers]
         seen.append((options["title"], settings.learning_rate, settings.max_steps, kinds, options.get("distillation")))
         return original(model, teachers, data, settings, folder, **options)
 
-    monkeypatch.setattr(experiments, "train_stage", train_stage)
+    monkeypatch.setattr(running, "train_stage", train_stage)
     return seen
 
 

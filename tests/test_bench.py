@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from bitlab import bench, cli, fused, timing
+from bitlab import cli, fused, timing
+from bitlab.bench import training as bench
+from bitlab.bench.steps import BASELINE, CONTENDERS, KEPT, OURS, Measures, Shape, Step
 from bitlab.data.sample import sample_tokenizer
-from bitlab.training_step import BASELINE, CONTENDERS, KEPT, OURS, Measures, Shape, Step
 
 TINY = Shape(layers=1, width=32, batch=2, length=8, vocabulary=200)
 
@@ -70,9 +71,7 @@ def test_ratio_is_taken_within_a_round():
 
 
 def test_command(capsys, monkeypatch):
-    monkeypatch.setattr(
-        "bitlab.training_step.Shape", lambda layers, batch, length: Shape(layers, 32, batch, length, 200)
-    )
+    monkeypatch.setattr("bitlab.bench.steps.Shape", lambda layers, batch, length: Shape(layers, 32, batch, length, 200))
     assert (
         cli.main(["bench", "train", "--layers", "1", "--batch", "2", "--length", "8", "--rounds", "1", "--json"]) == 0
     )

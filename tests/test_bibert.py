@@ -18,8 +18,8 @@ from bitlab.baselines.bibert import (
     direction_distance,
     direction_losses,
 )
-from bitlab.losses import DistillationConfig, distillation_loss
-from bitlab.recipes import BIBERT
+from bitlab.distillation.losses import DistillationConfig, distillation_loss
+from bitlab.experiments.recipes import BIBERT
 
 DOUBLE = {"dtype": torch.float64}
 

@@ -14,8 +14,8 @@ from bitlab import BitConfig, BitlabError, binarize, set_precision
 from bitlab.baselines.binarybert import BinaryBertBinarizer, binarize_uncentred, pact, split_ternary
 from bitlab.baselines.ternary import ternarize_weight
 from bitlab.binarizers import elastic
-from bitlab.distillation import _of_kept_heads
-from bitlab.recipes import BINARYBERT
+from bitlab.distillation.trainer import _of_kept_heads
+from bitlab.experiments.recipes import BINARYBERT
 
 DOUBLE = {"dtype": torch.float64}
 METHOD = {"method": "binarybert"}

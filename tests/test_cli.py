@@ -203,7 +203,8 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
 def test_bad_arguments(capsys, monkeypatch, arguments, says):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if arguments[-2:] == ("--teacher", "sample"):
-        monkeypatch.setattr("bitlab.training.Prepared.trivial_score", lambda self: 1.0)  # by luck it could be above
+        # by luck it could be above
+        monkeypatch.setattr("bitlab.experiments.training.Prepared.trivial_score", lambda self: 1.0)
     assert says in refused(capsys, *arguments)
 
 
@@ -312,7 +313,7 @@ def test_bad_models_for_squad(capsys, tmp_path):
 
 
 def test_a_weak_teacher(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("bitlab.training.Prepared.trivial_score", lambda self: 1.0)
+    monkeypatch.setattr("bitlab.experiments.training.Prepared.trivial_score", lambda self: 1.0)
     load_model("sample", "rte").save_pretrained(tmp_path / "weak")
     load_tokenizer("sample").save_pretrained(tmp_path / "weak")
     capsys.readouterr()

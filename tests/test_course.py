@@ -9,7 +9,8 @@ import nbformat
 import pytest
 import torch
 
-from bitlab import course, exercises, results, series
+from bitlab import course, exercises, results
+from bitlab.course import series
 from bitlab.errors import BitlabError
 from bitlab.metrics import normalize_answer
 

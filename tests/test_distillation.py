@@ -16,9 +16,9 @@ from transformers.modeling_outputs import ModelOutput
 from bitlab import BitConfig, binarize
 from bitlab.data.sample import sample_tokenizer
 from bitlab.distillation import DistillationTrainer
+from bitlab.distillation.losses import DistillationConfig, distillation_loss, masked_mse, soft_cross_entropy
+from bitlab.distillation.sampling import BucketSampler
 from bitlab.errors import BitlabError
-from bitlab.losses import DistillationConfig, distillation_loss, masked_mse, soft_cross_entropy
-from bitlab.sampling import BucketSampler
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
 

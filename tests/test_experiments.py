@@ -17,15 +17,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import bitlab
-from bitlab import cli, experiments, runs, training
+from bitlab import cli, runs
 from bitlab.data.glue import LAYOUTS, load_glue
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, run
+from bitlab.experiments import Experiment, evaluate, run, running, training
+from bitlab.experiments.prepared import prepare
 from bitlab.models import load_model, load_tokenizer
-from bitlab.prepared import prepare
 from bitlab.tasks import get_task
-from bitlab.training import evaluate
 
 TINY = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-4, "teacher_learning_rate": 5e-4}
 ROWS = {"train": 64, "dev": 64}
@@ -187,7 +186,7 @@ def test_a_stage_starts_where_the_one_before_ended(finished):
 def test_a_finished_experiment_is_not_run_twice(finished, monkeypatch):
     folder, result = finished
     before, lines = tree(folder), []
-    monkeypatch.setattr(experiments, "train_stage", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(running, "train_stage", lambda *args, **kwargs: pytest.fail("trained again"))
     assert go(folder, report=lines.append) == result
     assert tree(folder) == before and "--again" in lines[-1]
 
@@ -258,7 +257,7 @@ def at(moment, monkeypatch):
         in_w1a1 = lambda self, args, state, *_, **__: "W1A1" in args.output_dir and state.global_step > 25  # noqa: E731
         monkeypatch.setattr(*patch, dying(original, in_w1a1))
     elif moment == "trained, not evaluated":
-        monkeypatch.setattr(experiments, "predict", dying(experiments.predict, binary))
+        monkeypatch.setattr(running, "predict", dying(running.predict, binary))
     elif moment == "stage half saved":
         saves = dying(runs.write_json, lambda path, content: path.parent.name == "W1A1.partial")
         monkeypatch.setattr(runs, "write_json", saves)
@@ -415,7 +414,7 @@ def spied(monkeypatch, alpha=0.5):
             m.initialized.fill_(True)
         return [], 0, 0.0
 
-    monkeypatch.setattr(experiments, "train_stage", train_stage)
+    monkeypatch.setattr(running, "train_stage", train_stage)
     return seen
 
 
@@ -547,7 +546,7 @@ def test_a_good_teacher_is_taken_as_it_is(finished, tmp_path, again):
 def test_a_given_teachers_words_are_its_own(finished, tmp_path, monkeypatch):
     """Its student is made from it, whatever --model says: so the tokenizer has to be the teacher's."""
     asked = []
-    monkeypatch.setattr(experiments, "load_tokenizer", lambda name: asked.append(str(name)) or load_tokenizer("sample"))
+    monkeypatch.setattr(running, "load_tokenizer", lambda name: asked.append(str(name)) or load_tokenizer("sample"))
     spied(monkeypatch)
     go(tmp_path / "run", schedule="W1A1", model="sample", teacher=str(finished[0] / "W32A32"))
     assert asked == [str(finished[0] / "W32A32")]

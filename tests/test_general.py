@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import bitlab
-from bitlab import cli, general
+from bitlab import cli
 from bitlab.config import BitConfig
 from bitlab.data.glue import load_glue
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, run
-from bitlab.general import distil, missed, read_texts, start_from
+from bitlab.experiments import Experiment, general, run
+from bitlab.experiments.general import distil, missed, read_texts, start_from
 from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.schedule import StageSettings
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
 CORE = {"binarizers", "fused", "layers", "attention", "config", "convert", "cost", "errors", "methods"}
-NOTEBOOK_NEEDS = {"course", "widgets", "exercises", "series", "plots", "activations"}
+FLOW = ["data", "models", "distillation", "schedule", "experiments", "results", "course"]
+NOTEBOOK_NEEDS = {"course", "widgets", "exercises", "plots", "activations"}
 
 
 def imports(path: Path) -> set[str]:
@@ -66,10 +67,15 @@ def test_continuous_integration_runs_make_test():
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_data_flows_one_way(path):
     used = imports(path)
+    part = path.relative_to(ROOT / "bitlab").parts[0].removesuffix(".py")
     if path.parent.name == "bitlab" and path.stem in CORE:
         assert used <= CORE, "the core imports nothing from the rest"
-    if path.stem not in NOTEBOOK_NEEDS and path.parent.name != "exercises":
-        assert not used & {"course", "widgets", "exercises", "series"}, "only the notebooks need these"
+    if part in FLOW:
+        assert not used & set(FLOW[FLOW.index(part) + 1 :]), "data flow from the left to the right"
+    if part == "packed":
+        assert not used & set(FLOW[2:]), "packed takes a trained model and never reaches back into training"
+    if part not in NOTEBOOK_NEEDS:
+        assert not used & {"course", "widgets", "exercises"}, "only the notebooks need these"
 
 
 def test_the_import_scanner_sees_imports():

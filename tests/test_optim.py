@@ -7,7 +7,7 @@ from tiny_models import binarizers, tiny
 from torch import nn
 
 from bitlab import BitConfig, binarize, set_precision
-from bitlab.optim import AdamWithoutCorrection, parameter_groups
+from bitlab.distillation.optim import AdamWithoutCorrection, parameter_groups
 
 
 def groups_of(model, **options):

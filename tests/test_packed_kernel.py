@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tiny_models import batch, binarizers, tiny, warm_up
 
 from bitlab import BitlabError, ElasticBinarizer, binarize, cli
-from bitlab.packed import backend_status, backends, bench, commands, kernel, load_packed, pack, thresholds
+from bitlab.bench import packed as bench
+from bitlab.packed import backend_status, backends, commands, kernel, load_packed, pack, thresholds
 from bitlab.packed.bits import pack_bits, pad_heads, unpack_bits, unpack_signs
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ from bitlab.data.glue import load_glue
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
 from bitlab.results import load, published
-from bitlab.rows import GLUE, rows, spread
-from bitlab.tables import report
+from bitlab.results.rows import GLUE, rows, spread
+from bitlab.results.tables import report
 from bitlab.tasks import TASKS, get_task
 
 TEACHER, STUDENT = 0.9, 0.7

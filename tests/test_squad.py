@@ -9,18 +9,18 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bitlab import cli, experiments, training
-from bitlab.answers import best_answers, best_texts
+from bitlab import cli
+from bitlab.data.answers import best_answers, best_texts
 from bitlab.data.sample import sample_squad, sample_tokenizer
 from bitlab.data.schema import SQUAD_FEATURES
 from bitlab.data.squad import read_squad
 from bitlab.data.windows import Windows, WindowSizes, encode_windows
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, run
+from bitlab.experiments import Experiment, run, running, training
+from bitlab.experiments.prepared import prepare
 from bitlab.metrics import normalize_answer, squad_metrics
 from bitlab.models import load_model, load_tokenizer
 from bitlab.packed import load_packed
-from bitlab.prepared import prepare
 from bitlab.tasks import SQUAD, get_task
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -321,9 +321,9 @@ def test_interrupted_and_gone_on_with(tmp_path, folder, finished, monkeypatch):
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        predict = experiments.predict
+        predict = running.predict
         patch.setattr(
-            experiments, "predict", lambda m, d: die() if hasattr(m.config, "quantization_config") else predict(m, d)
+            running, "predict", lambda m, d: die() if hasattr(m.config, "quantization_config") else predict(m, d)
         )
         with pytest.raises(Killed):
             go(tmp_path / "run", folder)
@@ -364,8 +364,8 @@ def test_the_trivial_score_is_that_of_the_commonest_answer(folder):
 
 def test_a_published_teacher_has_to_reach_its_published_score(tmp_path, folder, monkeypatch):
     """csarron's model is expected at BERT-base's 82.6 / 89.7, less the margin; any other above the trivial score."""
-    monkeypatch.setattr(experiments, "load_tokenizer", lambda name: sample_tokenizer())
-    monkeypatch.setattr(experiments, "load_model", lambda name, task, **options: load_model("sample", task))
+    monkeypatch.setattr(running, "load_tokenizer", lambda name: sample_tokenizer())
+    monkeypatch.setattr(running, "load_model", lambda name, task, **options: load_model("sample", task))
     with pytest.raises(BitlabError, match=r"teacher 'bert-base-uncased-squad-v1' scores 0\.\d+ .* above 0\.81[12]"):
         go(tmp_path / "run", folder, teacher="csarron/bert-base-uncased-squad-v1")
     assert not (tmp_path / "run").exists()

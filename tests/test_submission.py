@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitlab import submission
 from bitlab.data.glue import LAYOUTS
-from bitlab.experiments import Experiment, run
+from bitlab.experiments import Experiment, run, submission
 from bitlab.tasks import TASKS
 
 NAMES = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "QNLI", "RTE"]
@@ -48,7 +47,7 @@ def write_mnli(folder, test_rows):
 
 @pytest.mark.parametrize(("limit", "found"), [(100, {"MNLI-m.tsv", "MNLI-mm.tsv"}), (3, {"MNLI-mm.tsv"})])
 def test_a_run_writes_dev_after_every_stage_and_test_after_the_last(tmp_path, monkeypatch, limit, found):
-    monkeypatch.setattr("bitlab.experiments.QUICK_TEST", limit)
+    monkeypatch.setattr("bitlab.experiments.running.QUICK_TEST", limit)
     monkeypatch.setenv("BITLAB_FUSED", "off")
     torch.set_num_threads(1)
     write_mnli(tmp_path, test_rows=4)

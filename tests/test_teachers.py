@@ -10,11 +10,10 @@ import torch
 from bitlab import course
 from bitlab.data.sample import sample_tokenizer
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, run
+from bitlab.experiments import Experiment, evaluate, run
+from bitlab.experiments.prepared import prepare
 from bitlab.models import load_model
-from bitlab.prepared import prepare
 from bitlab.tasks import TASKS, get_task
-from bitlab.training import evaluate
 
 MNLI = get_task("mnli")
 ORIGINAL = [2, 0, 1]  # contradiction, entailment, neutral, as places in the hub's order

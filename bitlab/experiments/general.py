@@ -23,11 +23,11 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from bitlab import environment, runs
 from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
+from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError
-from bitlab.losses import DistillationConfig
+from bitlab.experiments.training import EVALUATION_BATCH, processes, save_stage, set_dropout, train_stage
 from bitlab.models import load_model, load_tokenizer, quiet
 from bitlab.schedule import StageSettings
-from bitlab.training import EVALUATION_BATCH, processes, save_stage, set_dropout, train_stage
 
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
 HELD_OUT = 500  # texts, or a tenth of fewer than 5,000

@@ -1,4 +1,4 @@
-"""Run the series of notebooks without a browser: `python -m bitlab.series run`, `refresh` or `budgets`.
+"""Run the series of notebooks without a browser: `python -m bitlab.course.series run`, `refresh` or `budgets`.
 
 `run` leaves the executed copies, an HTML page of each and times.json in build/. `refresh` runs the notebooks
 in place and strips from them what differs between two runs or two machines, so that their outputs can be
@@ -158,7 +158,7 @@ def budgets(paths: list[Path], build: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bitlab.series", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bitlab.course.series", description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=("run", "refresh", "budgets"), help=ACTIONS)
     parser.add_argument("only", nargs="*", help="numbers or names of notebooks, all if none: 02 05_binary_bert")
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), metavar="DIR")

@@ -1,6 +1,6 @@
 """Stored results: one small JSON file a run in results/, its configuration and loss curve included; published ones.
 
-`bitlab.rows` makes rows of them and `bitlab.tables` prints these.
+`bitlab.results.rows` makes rows of them and `bitlab.results.tables` prints these.
 """
 
 import csv
@@ -18,10 +18,10 @@ from bitlab.cost import summary
 from bitlab.data.sample import sample_config
 from bitlab.errors import BitlabError
 from bitlab.models import load_model, minilm_folder
-from bitlab.rows import GLUE, SQUAD, Row, runs_of
+from bitlab.results.rows import GLUE, SQUAD, Row, runs_of
 from bitlab.schedule import FULL
 
-FOLDER = Path(__file__).parent.parent / "results"
+FOLDER = Path(__file__).parents[2] / "results"
 PUBLISHED = Path(__file__).parent / "published"
 CURVE_POINTS = 10
 # Percent that always the same answer scores on GLUE's dev sets, by column of the table. A dev set we lack has no entry.

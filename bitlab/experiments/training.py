@@ -25,7 +25,7 @@ from transformers import (
 from bitlab import runs
 from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
-from bitlab.prepared import Prepared
+from bitlab.experiments.prepared import Prepared
 from bitlab.schedule import StageSettings
 from bitlab.timing import matmul_precision
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bitlab.convert import ALPHA_POLICIES
+from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError, require_positive
-from bitlab.losses import DistillationConfig
-from bitlab.recipes import Phase, Recipe, get_recipe
+from bitlab.experiments.recipes import Phase, Recipe, get_recipe
 from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import SQUAD, get_task
 
@@ -27,7 +27,7 @@ class Experiment:
         data: "auto", "sample", "hub" or a folder of original files. train_examples: use only the first so many.
         schedule: for instance "W32A32 -> W1A2 -> W1A1". method: "bit", "bit-released" for the reductions,
             optimizer and padding of the released program, or a rival, "bibert" or "binarybert". Methods differ in
-            their defaults (`bitlab.recipes`), the rivals also in their loss.
+            their defaults (`bitlab.experiments.recipes`), the rivals also in their loss.
         preset: "quick" (steps counted in hundreds) or "full" (the paper's epochs). seed: of everything random.
         teacher: a fine-tuned full-precision model; None: one is fine-tuned first.
         start: a binary model, for instance of `bitlab distil`, whose encoder the first stage starts from, brought to
@@ -44,7 +44,7 @@ class Experiment:
         logit_weight, hidden_weight, relative_hidden, attention_weight, temperature: see `DistillationConfig`; not
             for the rivals.
         bf16: train in mixed precision (evaluation is in float32).
-        group_by_length: train in batches of sentences of similar length: less padding, see `bitlab.sampling`.
+        group_by_length: train in batches of sentences of similar length: less padding, see `distillation.sampling`.
         dropout: of the student in training; the model's own (BERT's: 0.1) if None.
         max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
     """

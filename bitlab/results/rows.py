@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
 from bitlab.errors import BitlabError
-from bitlab.experiment import Experiment
-from bitlab.recipes import get_recipe
+from bitlab.experiments.experiment import Experiment
+from bitlab.experiments.recipes import get_recipe
 from bitlab.schedule import FULL, Schedule, StageSettings
 from bitlab.tasks import get_task
 

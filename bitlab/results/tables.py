@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from bitlab.errors import BitlabError
 from bitlab.results import published
-from bitlab.rows import GLUE, SQUAD, Row, Run, rows, spread
+from bitlab.results.rows import GLUE, SQUAD, Row, Run, rows, spread
 from bitlab.schedule import FULL
 from bitlab.tasks import get_task
 

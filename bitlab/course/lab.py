@@ -57,10 +57,10 @@ class Lab:
         return self.pick(quick="sample", full="minilm")
 
     def data(self, task: str = "sst2"):
-        """A GLUE task's tokens (`bitlab.prepared.Prepared`): sample data, or real data in the full preset."""
+        """A GLUE task's tokens (an `experiments.prepared.Prepared`): sample data, or real data in the full preset."""
         from bitlab.data.sources import resolve_source
+        from bitlab.experiments.prepared import prepare
         from bitlab.models import load_tokenizer
-        from bitlab.prepared import prepare
         from bitlab.tasks import get_task
 
         source, why = resolve_source("auto" if self.full else "sample")
@@ -87,8 +87,8 @@ class Lab:
             options: for `bitlab.DistillationTrainer`, for instance `distillation=DistillationConfig(hidden=0)`.
         Returns: the log, one dict every so many steps: step, loss and its terms.
         """
+        from bitlab.experiments.training import train_stage
         from bitlab.schedule import StageSettings
-        from bitlab.training import train_stage
 
         settings = StageSettings(epochs=10_000, batch_size=32, learning_rate=learning_rate, max_steps=steps)
         teachers = [] if teacher is None else [teacher]

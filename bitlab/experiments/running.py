@@ -19,13 +19,13 @@ from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
 from bitlab.data.sources import resolve_source
 from bitlab.errors import BitlabError
-from bitlab.experiment import Experiment
-from bitlab.general import start_from
+from bitlab.experiments.experiment import Experiment
+from bitlab.experiments.general import start_from
+from bitlab.experiments.prepared import Prepared, prepare
+from bitlab.experiments.training import predict, processes, save_stage, set_dropout, train_stage
 from bitlab.models import load_model, load_tokenizer, quiet
-from bitlab.prepared import Prepared, prepare
 from bitlab.schedule import FULL
 from bitlab.tasks import get_task
-from bitlab.training import predict, processes, save_stage, set_dropout, train_stage
 
 Report = Callable[[str], None]
 WINDOW_SIZES = ("max_length", "stride", "question_length")

@@ -8,7 +8,7 @@ A step is transformers' own: forward, backward, clipping, optimizer. The rows:
     fine-tuning, bf16         and in mixed precision
     distillation              a W1A1 student and its teacher, with every measure; its forward multiplies int8 codes
     distillation, bf16        and in mixed precision (`--bf16`)
-    ..., teacher kept         from the second epoch on: what the teacher says is looked up (`bitlab.teacher_outputs`)
+    ..., teacher kept         from the second epoch on: what the teacher says is looked up (`TeacherOutputs`)
     without ...               with every measure but one
     as released               no measure, and the released program's loss, optimizer and teacher
 """
@@ -36,13 +36,13 @@ from bitlab import binarizers, fused
 from bitlab.binarizers import binarize_weight
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
+from bitlab.distillation.losses import DistillationConfig
+from bitlab.distillation.optim import parameter_groups
+from bitlab.distillation.teacher_outputs import ROW, TeacherOutputs
 from bitlab.errors import BitlabError
+from bitlab.experiments.training import CPU
 from bitlab.layers import BinaryEmbedding
-from bitlab.losses import DistillationConfig
-from bitlab.optim import parameter_groups
-from bitlab.teacher_outputs import ROW, TeacherOutputs
 from bitlab.timing import matmul_precision
-from bitlab.training import CPU
 
 BASELINE = "fine-tuning"
 OURS, OURS_BF16 = "distillation", "distillation, bf16"

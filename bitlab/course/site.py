@@ -1,8 +1,8 @@
 """The series as a static site, with navigation, search and formulas, that needs neither server nor network:
-`python -m bitlab.site` writes build/site/index.html.
+`python -m bitlab.course.site` writes build/site/index.html.
 
-Nothing is executed: a page shows what `python -m bitlab.series run` left in build/, or the outputs committed with
-the notebook if there is no run of its present cells.
+Nothing is executed: a page shows what `python -m bitlab.course.series run` left in build/, or the outputs committed
+with the notebook if there is no run of its present cells.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def front_page(readme: str, stems: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bitlab.site", description="The series as a static site.")
+    parser = argparse.ArgumentParser(prog="python -m bitlab.course.site", description="The series as a static site.")
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), metavar="DIR")
     parser.add_argument("--build", type=Path, default=Path("build"), metavar="DIR")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE")

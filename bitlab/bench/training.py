@@ -1,6 +1,6 @@
 """`bitlab bench train`: what a step of binary distillation costs, beside a plain fine-tuning step on the same batch.
 
-The contenders are listed in `bitlab.training_step`. Ratios are taken within a round (`bitlab.timing`).
+The contenders are listed in `bitlab.bench.steps`. Ratios are taken within a round (`bitlab.timing`).
 """
 
 import os
@@ -13,11 +13,11 @@ from itertools import product
 import torch
 
 from bitlab import environment
+from bitlab.bench.steps import BASELINE, CONTENDERS, KEPT, KEPT_BF16, MINILM, OURS, Shape, Step
+from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.errors import BitlabError
 from bitlab.models import quiet
-from bitlab.sampling import LONG_STRETCH, BucketSampler
 from bitlab.timing import measure, ratio
-from bitlab.training_step import BASELINE, CONTENDERS, KEPT, KEPT_BF16, MINILM, OURS, Shape, Step
 
 STANDARD_ERROR = 2
 
@@ -126,12 +126,12 @@ def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: in
     """Real tokens a second on GLUE tasks: batches as they are trained on, against batches of the task's fixed length.
 
     For each task `rounds` batches of real lengths (the task's own batch size), in random order and by length
-    (`bitlab.sampling`), each padded to its longest sentence; beside each, a plain fine-tuning step at the task's
-    maximal length. Our step looks up what the teacher said, as in every epoch but the first. "times" is how many times
-    more real tokens a second our step takes than a fixed-length step at 2.6 times the plain one would.
+    (`bitlab.distillation.sampling`), each padded to its longest sentence; beside each, a plain fine-tuning step at
+    the task's maximal length. Our step looks up what the teacher said, as in every epoch but the first. "times" is
+    how many times more real tokens a second our step takes than a fixed-length step at 2.6 times the plain one would.
     """
+    from bitlab.experiments.prepared import prepare
     from bitlab.models import load_tokenizer
-    from bitlab.prepared import prepare
     from bitlab.tasks import get_glue_task
 
     rows, tokenizer = [], load_tokenizer("minilm")

@@ -13,11 +13,11 @@ from transformers.modeling_outputs import ModelOutput
 
 from bitlab import attention
 from bitlab.convert import projections
+from bitlab.distillation.losses import DistillationConfig, distillation_loss
+from bitlab.distillation.optim import AdamWithoutCorrection, parameter_groups
+from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
+from bitlab.distillation.teacher_outputs import MEMORY, ROW, TeacherOutputs, size
 from bitlab.layers import ElasticBinarizer
-from bitlab.losses import DistillationConfig, distillation_loss
-from bitlab.optim import AdamWithoutCorrection, parameter_groups
-from bitlab.sampling import LONG_STRETCH, BucketSampler
-from bitlab.teacher_outputs import MEMORY, ROW, TeacherOutputs, size
 
 LABELS = ("labels", "start_positions", "end_positions")
 
@@ -44,8 +44,8 @@ class DistillationTrainer(Trainer):
         teacher_memory: bytes in which a teacher's outputs on all examples may be kept, if the training sees examples
             more than once; where they need more, the teacher runs in every step.
 
-    The optimizer's groups are those of `bitlab.optim.parameter_groups`. Labels, if the data set has them, are used by
-    evaluation only.
+    The optimizer's groups are those of `bitlab.distillation.optim.parameter_groups`. Labels, if the data set has
+    them, are used by evaluation only.
     """
 
     # The loss is a mean over the batch already: Trainer must not rescale it under gradient accumulation.

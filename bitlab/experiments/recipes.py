@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError
-from bitlab.losses import DistillationConfig
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""The course: what its notebooks share (`lab`), how they are run (`series`) and put on a `site`."""
+
+from bitlab.course.lab import ExerciseError, Lab, check, headless, preset, start
+
+__all__ = ["ExerciseError", "Lab", "check", "headless", "preset", "start"]
