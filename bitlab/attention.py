@@ -26,7 +26,7 @@ def binary_attention(
     attention_inputs: list | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(d) + mask) v, with q, k, v in {-a, +a} and the probabilities in {0, a} (BiT, section 3.1).
+    """softmax(q k^T / sqrt(d) + mask) v, with q, k, v in {-a, +a} and the probabilities in {0, a} (BiT).
 
     The probabilities are binarized after the softmax and its dropout. Products are of codes, scales come after.
     A probs_binarizer that `takes_scores` (BiBERT's) is given the masked scores instead, without a softmax.

@@ -4,7 +4,7 @@ Every quantized tensor here is `scale * codes`: the codes are small integers hel
 scalar (or one number a row). Layers multiply codes with codes, which is exact in float32 while sums stay below 2^24,
 and apply both scales after the product. That is what lets bits replace floats later without changing a single result.
 
-Source: BiT (Liu et al., 2022, arXiv 2205.13016), sections 3.1 to 3.3; LSQ (Esser et al., 2020, arXiv 1902.08153).
+Source: BiT (Liu et al., 2022, arXiv 2205.13016); LSQ (Esser et al., 2020, arXiv 1902.08153).
 """
 
 import torch
@@ -246,7 +246,7 @@ def int8_product_takes(a: Tensor, b: Tensor) -> bool:
 
 
 def binarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:
-    """Binarize a latent weight to `m * sign(W - mean(W))` with `m = mean|W|` (BiT, section 3.1).
+    """Binarize a latent weight to `m * sign(W - mean(W))` with `m = mean|W|` (BiT).
 
     `m` is of the *uncentred* weight: one number for the tensor, or one for each row if `per_row`. The mean that is
     subtracted is over the whole tensor in both cases, and sign(0) = +1. Backward: identity, nothing through m or

@@ -22,7 +22,7 @@ from bitlab.binarizers import (
 class ElasticBinarizer(nn.Module):
     """Quantize activations with a learnable scale and learnable thresholds: `elastic(x - beta, alpha)`.
 
-    Forward and gradients are those of `bitlab.binarizers.elastic` (BiT, section 3.2). `alpha` is one scalar,
+    Forward and gradients are those of `bitlab.binarizers.elastic` (BiT). `alpha` is one scalar,
     `beta` one threshold for each channel. With `bits=32` the layer passes its input through.
 
     alpha starts from the first batch seen in training mode (`initial_alpha`); that it did is part of the state
@@ -115,7 +115,7 @@ class BinaryLinear(nn.Linear):
     """A linear layer on quantized weights and quantized inputs: `y = (a m) (codes(x) codes(W)^T) + bias`.
 
     codes(W) = sign(W - mean(W)) with m = mean|W|; codes(x) and a come from `input_binarizer`. The product of codes
-    is exact in float32; the scales are applied after it (BiT, section 3.1, equation 3).
+    is exact in float32; the scales are applied after it (BiT).
 
     Args:
         in_features, out_features, bias: as in `torch.nn.Linear`. `weight` is the latent weight, `bias` stays float.

@@ -1,6 +1,6 @@
 """Schedules: the precisions that training goes through, "W32A32 -> W1A2 -> W1A1", and the settings of each stage.
 
-Source: multi-step distillation, BiT (Liu et al., 2022, arXiv 2205.13016), section 3.4: each stage's student is the
+Source: multi-step distillation, BiT (Liu et al., 2022, arXiv 2205.13016): each stage's student is the
 next stage's teacher and its starting point.
 """
 

@@ -1,7 +1,7 @@
 """What a student learns from: the terms of the distillation loss, and how each is averaged.
 
-Source: BiT (Liu et al., 2022, arXiv 2205.13016), section 3.4. The student learns the teacher's logits and hidden
-states; the labels of the data set are not used.
+Source: BiT (Liu et al., 2022, arXiv 2205.13016), "Multi-distilled binary BERT". The student learns the teacher's
+logits and hidden states; the labels of the data set are not used.
 """
 
 from dataclasses import dataclass

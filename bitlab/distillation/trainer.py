@@ -1,6 +1,6 @@
 """Distillation: a transformers Trainer with the distillation loss and the optimizer's parameter groups.
 
-Source: BiT (Liu et al., 2022, arXiv 2205.13016), section 3.4.
+Source: BiT (Liu et al., 2022, arXiv 2205.13016), "Multi-distilled binary BERT".
 """
 
 from functools import partial
