@@ -5,9 +5,11 @@ Layers are found by structure, not by model name: an attention module is one wit
 """
 
 import copy
+import inspect
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
@@ -25,6 +27,7 @@ ACTIVATIONS = {
 }  # module attribute: config attribute
 AFTER_RELU = ("output.dense", "ffn.lin2")  # layers whose input is the feed-forward's ReLU output
 NOT_AFTER_RELU = ("attention.output.dense",)
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # what an attention module looks its function up in
 ALPHA_POLICIES = ("rescale", "carry", "reinit")
 
 
@@ -37,7 +40,9 @@ def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrai
     weights are the model's own parameters. Alphas are initialised by the first batch in training mode.
 
     Args:
-        model: BERT, RoBERTa, ELECTRA, DistilBERT or a relative with the same layer names, with any head or none.
+        model: BERT, RoBERTa, ELECTRA, DistilBERT or a relative with the same layer names, with any head or none. Its
+            attention must run through transformers' attention interface, where it stays: after
+            `model.set_attn_implementation("sdpa")` it would compute with floats again.
         config: precision and options; W1A1 if None.
     Returns: the same model, with a copy of `config` as `model.config.quantization_config`.
     With `config.method` "bibert" or "binarybert" the layers are that method's own (`bitlab.baselines`).
@@ -78,8 +83,7 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale"
             module.set_weight_bits(weight_bits)
         elif isinstance(module, BinaryEmbedding):
             module.set_weight_bits(config.embedding_bits or weight_bits)
-    if get_method(config.method).relu(activation_bits):
-        _use_relu(model, config)
+    _set_activation(model, config, get_method(config.method).relu(activation_bits))
     for module in model.modules():
         if isinstance(module, ElasticBinarizer) and module.bits != activation_bits:
             _change_bits(module, activation_bits, alpha)
@@ -107,20 +111,14 @@ def _own_config(model: PreTrainedModel) -> None:
 def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
     """What `binarize` does to the modules; `model.config` is the caller's to set."""
     encoder, method = model.base_model, get_method(config.method)
+    _check_structure(model)
     modules = _converted(model, config)
-    attentions = [module for module in modules.values() if projections(module)]
-    feed_forwards = [module for module in modules.values() if _activation(module, model.config)]
-    if not attentions or len(attentions) != len(feed_forwards):
-        raise BitlabError(
-            f"{type(model).__name__} is not built as bitlab expects ({len(attentions)} attention modules with "
-            f"{' or '.join('/'.join(p) for p in PROJECTIONS)}, {len(feed_forwards)} feed-forward activations): "
-            f"binarize BERT, RoBERTa, ELECTRA, DistilBERT or a relative"
-        )
     method.prepare(modules)
-    for module in attentions:
-        _add_attention_binarizers(module, config, method.linear.binarizer)
+    for module in modules.values():
+        if projections(module):
+            _add_attention_binarizers(module, config, method.linear.binarizer)
     if method.relu(config.activation_bits):
-        _use_relu(model, config)
+        _set_activation(model, config, relu=True)
     has_relu = _has_relu(model, config)
     for name, module in modules.items():
         if type(module) is nn.Linear:
@@ -135,24 +133,46 @@ def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
     model.set_attn_implementation(attention.NAME)
 
 
+def _check_structure(model: PreTrainedModel) -> None:
+    modules = list(model.base_model.modules())
+    attentions = [module for module in modules if projections(module)]
+    feed_forwards = [module for module in modules if _activation(module, model.config)]
+    if not attentions or len(attentions) != len(feed_forwards):
+        raise BitlabError(
+            f"{type(model).__name__} is not built as bitlab expects ({len(attentions)} attention modules with "
+            f"{' or '.join('/'.join(p) for p in PROJECTIONS)}, {len(feed_forwards)} feed-forward activations): "
+            f"binarize BERT, RoBERTa, ELECTRA, DistilBERT or a relative"
+        )
+    for module in attentions:  # another one would never call its binarizers
+        if INTERFACE not in inspect.unwrap(type(module).forward).__code__.co_names:
+            raise BitlabError(
+                f"{type(module).__name__} computes attention by itself, not through transformers' attention interface, "
+                f"so that it can't be binarized: take BERT, RoBERTa, ELECTRA, DistilBERT or another relative"
+            )
+
+
 def _converted(model: PreTrainedModel, config: BitConfig) -> dict[str, nn.Module]:
     """The encoder's modules by name, without those that stay float."""
     encoder, prefix = model.base_model, model.base_model_prefix
     return {name: module for name, module in encoder.named_modules() if not _skipped(f"{prefix}.{name}", config)}
 
 
-def _use_relu(model: PreTrainedModel, config: BitConfig) -> None:
-    """Make the feed-forward's activation ReLU, and let the layers after it quantize to the unsigned set."""
-    for name, module in _converted(model, config).items():
+def _set_activation(model: PreTrainedModel, config: BitConfig, relu: bool) -> None:
+    """Make the feed-forward's activation ReLU, or the model's own again; what follows a ReLU gets the unsigned set.
+
+    The model's configuration keeps its own activation: heads read it, too.
+    """
+    modules = _converted(model, config)
+    for module in modules.values():
         if found := _activation(module, model.config):
             _, attribute, setting = found
-            setattr(module, attribute, nn.ReLU())
-            if not config.modules_to_not_convert:  # a layer left out keeps its own, and config has one for all
-                setattr(model.config, setting, "relu")
-        elif isinstance(module, BinaryLinear) and _second_of_two(name):
+            setattr(module, attribute, nn.ReLU() if relu else ACT2FN[getattr(model.config, setting)])
+    signed = not _has_relu(model, config)
+    for name, module in modules.items():
+        if isinstance(module, BinaryLinear) and _second_of_two(name):
             for binarizer in module.modules():
                 if isinstance(binarizer, ElasticBinarizer):
-                    binarizer.signed = False
+                    binarizer.signed = signed
 
 
 def _has_relu(model: PreTrainedModel, config: BitConfig) -> bool:
@@ -166,7 +186,7 @@ def _second_of_two(name: str) -> bool:
 
 
 def _skipped(name: str, config: BitConfig) -> bool:
-    return any(part in name for part in config.modules_to_not_convert or [])
+    return any(f".{part}." in f".{name}." for part in config.modules_to_not_convert or [])
 
 
 def _activation(module: nn.Module, config) -> tuple[nn.Module, str, str] | None:
@@ -204,6 +224,11 @@ def _set(root: nn.Module, name: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), child, module)
 
 
+def _loaded(binarizer: ElasticBinarizer) -> bool:
+    """Whether the checkpoint had its parameters; if not (another head's pooler), they are memory as it was found."""
+    return all(getattr(p, "_is_hf_initialized", False) for p in binarizer.parameters(recurse=False))
+
+
 @register_quantizer("bitlab")
 class BitQuantizer(HfQuantizer):
     """Lets `AutoModelFor*.from_pretrained(path, quantization_config=BitConfig(...))` load a float checkpoint as a
@@ -215,10 +240,14 @@ class BitQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        # a configuration may be given for several models, and follows the precision of this one from now on
+        model.config.quantization_config = self.quantization_config = copy.deepcopy(self.quantization_config)
         if not self.pre_quantized:  # with its weights there, it is what `binarize` is given
             replace_modules(model, self.quantization_config)
         for module in model.modules():
             if isinstance(module, ElasticBinarizer):
+                if self.pre_quantized and not _loaded(module):
+                    module.reset()
                 module.sync()
         return model
 

@@ -8,7 +8,17 @@ import torch
 from tiny_models import CONFIGS, HEADS, SIZES, batch, binarizers, outputs, tiny, warm_up
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    ElectraForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MegatronBertConfig,
+    MegatronBertModel,
+)
 
 from bitlab import (
     BinaryEmbedding,
@@ -75,7 +85,7 @@ def test_feed_forward_is_relu_and_the_pooler_keeps_tanh(architecture):
     assert sum(kind == "ReLU" for kind in act.values()) == 2
     assert all(act[name] == "Tanh" for name in pooler)
     assert len(pooler) == (architecture == "bert")
-    assert (getattr(model.config, "hidden_act", None) or model.config.activation) == "relu"
+    assert (getattr(model.config, "hidden_act", None) or model.config.activation) == "gelu"  # heads read it, too
 
 
 def test_latent_weights_are_the_models_own():
@@ -91,6 +101,14 @@ def test_modules_to_not_convert():
     assert type(model.bert.pooler.dense) is nn.Linear
     assert len(binarizers(model)) == 10
     assert isinstance(outputs(model, **batch())[0], torch.Tensor)
+
+
+def test_what_is_left_out_is_named_in_whole_parts():
+    deep = BertModel(BertConfig(**(SIZES | {"num_hidden_layers": 12})))
+    left_out = BitConfig(modules_to_not_convert=["layer.1", "attention"])
+    names = {name for name, module in binarize(deep, left_out).named_modules() if isinstance(module, BinaryLinear)}
+    layers = {int(name.split(".")[2]) for name in names - {"pooler.dense"}}
+    assert layers == set(range(12)) - {1} and not any("attention" in name for name in names)
 
 
 def test_float_embedding_by_option():
@@ -114,6 +132,14 @@ def test_one_config_for_two_models():
     assert second.config.quantization_config.precision == config.precision == "W1A1"
 
 
+def test_one_config_for_two_checkpoints(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    config = BitConfig(1, 2)
+    first, second = (HEADS["sequence"].from_pretrained(tmp_path, quantization_config=config) for _ in range(2))
+    set_precision(first, "W1A1")
+    assert second.config.quantization_config.precision == config.precision == "W1A2"
+
+
 # --------------------------------------------------------------------------------------------------- errors
 
 
@@ -128,6 +154,10 @@ def test_binarizing_twice():
 
 
 def test_a_model_that_is_no_bert():
+    """GPT-2 has other layers; MegatronBERT has BERT's, and attention that would never ask a binarizer."""
+    with pytest.raises(BitlabError, match="MegatronBertSelfAttention computes attention by itself") as error:
+        binarize(MegatronBertModel(MegatronBertConfig(**SIZES)))
+    one_line(error)
     with pytest.raises(BitlabError, match="GPT2LMHeadModel is not built as bitlab expects") as error:
         binarize(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)))
     one_line(error)
@@ -246,6 +276,34 @@ def test_loading_with_another_head_keeps_the_encoder(tmp_path):
         [m.alpha for n, m in binarizers(loaded).items()],
         [m.alpha for n, m in binarizers(model).items() if "pooler" not in n],
     )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_pooler_that_the_checkpoint_lacks_starts_anew(architecture, tmp_path):
+    """Its parameters are in no file: left alone they would be memory as it was found, marked as initialised."""
+    binary(architecture, "span").save_pretrained(tmp_path)
+    head = {"bert": "sequence", "roberta": "bare"}[architecture]
+    loaded, info = HEADS[head].from_pretrained(tmp_path, output_loading_info=True)
+    (name, fresh) = next((name, m) for name, m in binarizers(loaded).items() if "pooler" in name)
+    assert any("pooler.dense.input_binarizer" in key for key in info["missing_keys"]), name
+    assert fresh.alpha == 1 and not fresh.beta.any() and not fresh.initialized
+    loaded.train()(**batch())
+    assert fresh.initialized and 0.01 < fresh.alpha < 100
+    others = {n: m for n, m in binarizers(loaded).items() if "pooler" not in n}
+    assert len(others) == 20 and all(m.alpha != 1 for m in others.values())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [("bert", AutoModelForMaskedLM), ("distilbert", AutoModelForMaskedLM), ("electra", ElectraForPreTraining)],
+)
+def test_a_head_with_an_activation_keeps_it_through_a_reload(architecture, head, tmp_path):
+    cls = head if head is ElectraForPreTraining else type(head.from_config(CONFIGS[architecture]()))
+    torch.manual_seed(0)
+    model = warm_up(binarize(cls(CONFIGS[architecture]()).eval()))
+    before = outputs(model, **batch())
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(outputs(cls.from_pretrained(tmp_path), **batch()), before)
 
 
 def test_an_untrained_model_is_saved_as_untrained(tmp_path):

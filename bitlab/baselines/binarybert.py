@@ -117,6 +117,11 @@ class BinaryBertBinarizer(ElasticBinarizer):
             self.alpha.requires_grad_(bits in (1, 2, 4))
             self.clip.requires_grad_(bits == 8)
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        super().reset()
+        self.clip.copy_(torch.tensor([-CLIP, CLIP]))
+
     def scales(self) -> list[Tensor]:
         return [self.clip if self.bits == 8 else self.alpha]
 
