@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import WORDS, batch, tiny
+from tiny_models import CONFIGS, WORDS, batch, tiny
 from torch.nn import functional as F
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import SequentialSampler
-from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
+from transformers import (
+    BertForMultipleChoice,
+    BertForPreTraining,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.modeling_outputs import ModelOutput
 
 from bitlab import BitConfig, binarize
@@ -306,7 +315,7 @@ def test_the_student_learns_and_the_teacher_does_not(tmp_path, architecture):
     made = trainer(tmp_path, learner, teacher, options=options, **settings)
     made.train()
     assert same(before, weights(teacher)) and not teacher.training
-    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    assert not any(p.grad is not None for p in teacher.parameters())
     after = weights(learner)
     frozen = [name for name, p in learner.named_parameters() if torch.equal(start[name], after[name])]
     assert not frozen
@@ -377,6 +386,129 @@ def test_what_a_teacher_said_is_kept_where_it_fits(tmp_path, memory):
     assert sum(asked) == (20 if memory else 20 + 20 + 16)
 
 
+class Asking(InOrder):
+    """Compares every step's loss with that of a teacher that is asked; a float student says the same twice."""
+
+    differences = ()
+
+    def compute_loss(self, model, inputs, **kwargs):
+        found = super().compute_loss(model, dict(inputs), **kwargs)
+        if not model.training:
+            return found
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            target = self.teachers[0](**inputs, output_hidden_states=True)
+            outputs = model(**inputs, output_hidden_states=True)
+            expected = sum(distillation_loss(outputs, target, inputs["attention_mask"]).values())
+        self.differences = (*self.differences, abs(found.item() - expected.item()))
+        return found
+
+
+def changing(rows):
+    """A collator that covers a word of each row, in the row itself, from the second time on that it comes."""
+    for row in rows:
+        place = changing.seen.get(str(row["input_ids"]))
+        changing.seen[str(row["input_ids"])] = 3
+        if place is not None:
+            row["input_ids"][place] = 6
+    return DataCollatorWithPadding(sample_tokenizer())(rows)
+
+
+def left(rows):
+    tokenizer = sample_tokenizer()
+    tokenizer.padding_side = "left"
+    return DataCollatorWithPadding(tokenizer)(rows)
+
+
+@pytest.mark.parametrize(
+    ("collate", "kept"),
+    [
+        (DataCollatorWithPadding(sample_tokenizer()), True),
+        (DataCollatorWithPadding(sample_tokenizer(), padding="max_length", max_length=20), True),
+        (DataCollatorForLanguageModeling(sample_tokenizer(), mlm_probability=0.4, random_replace_prob=0.0), False),
+        (changing, True),  # what the first look found is right, and used nowhere
+        (left, False),  # another place in the batch is another position embedding
+    ],
+)
+def test_kept_outputs_are_of_the_batch_as_the_collator_makes_it(tmp_path, collate, kept):
+    changing.seen = {}
+    data = rows(20, (9, 5, 7)).remove_columns("labels")
+    made = trainer(tmp_path, tiny(seed=1), tiny(), data, Asking, collate, max_steps=8)
+    made.train()
+    assert len(made.differences) == 8 and max(made.differences) < 1e-4
+    assert bool(made.kept) is kept
+
+
+def test_rows_that_a_function_makes_are_not_kept(tmp_path):
+    """`set_transform` may draw at random: every look at a row finds another one."""
+    drawn = np.random.default_rng(0)
+
+    def transform(columns):
+        ids = [[int(drawn.integers(5, WORDS)) for _ in row] for row in columns["input_ids"]]
+        return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+
+    data = rows().with_transform(transform)
+    made = trainer(tmp_path, tiny(seed=1), tiny(), data, Asking, max_steps=4, remove_unused_columns=False)
+    made.train()
+    assert max(made.differences) < 1e-4 and not made.kept
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_what_a_teacher_said_is_kept_whatever_the_columns_are_called(tmp_path, remove):
+    data = rows(20).add_column("row", [5] * 20) if remove else rows(20)
+    made = trainer(
+        tmp_path, tiny(seed=1), tiny(), data, Asking, default_data_collator, max_steps=5, remove_unused_columns=remove
+    )
+    made.train()
+    assert made.kept and max(made.differences) < 1e-4
+    assert np.isfinite(made.evaluate(rows(4))["eval_loss"])
+
+
+def test_rows_that_are_padded_in_the_data_set_are_kept(tmp_path):
+    data = rows(20, (9, 5, 7)).map(lambda row: sample_tokenizer().pad(row, padding="max_length", max_length=12))
+    made = trainer(tmp_path, tiny(seed=1), tiny(), data, Asking, default_data_collator, max_steps=5)
+    made.train()
+    assert made.kept and max(made.differences) < 1e-4
+
+
+class Rows(TorchDataset):
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        return self.rows[place]
+
+
+@pytest.mark.parametrize("make", [list, Rows, Dataset.to_iterable_dataset])
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_data_that_are_no_table_train(tmp_path, make, sampling):
+    """What plain Trainer takes, for more than one epoch; the teacher is asked in every step."""
+    data, learner, asked = make(rows(16, (9, 5, 7))), student(), []
+    teacher, start = tiny(), weights(learner)
+    teacher.register_forward_pre_hook(lambda *_: asked.append(1))
+    options = {"max_steps": 5, "train_sampling_strategy": sampling}
+    made = trainer(tmp_path, learner, teacher, data, DistillationTrainer, **options)
+    made.train()
+    assert len(asked) == 5 and not made.kept and not same(start, weights(learner))
+
+
+@pytest.mark.parametrize(
+    "loss", [{}, {"attention": 1.0}, {"directions": 1.0}, {"teacher_dropout": True}, {"hidden": 0.0}]
+)
+def test_a_teacher_keeps_its_flags_and_gets_no_gradient(tmp_path, loss):
+    """So that the next student, made of a copy of it, learns."""
+    teacher = tiny()
+    teacher.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+    flags = [p.requires_grad for p in teacher.parameters()]
+    options = {"options": {"distillation": DistillationConfig(**loss)}, "max_steps": 5}
+    trainer(tmp_path, binarize(copy.deepcopy(teacher)), teacher, **options).train()
+    assert [p.requires_grad for p in teacher.parameters()] == flags and sum(flags) == len(flags) - 1
+    assert all(p.grad is None for p in teacher.parameters())
+
+
 @pytest.mark.parametrize("options", [{"hidden": 0.0}, {"logits": 0.0}, {"attention": 1.0}, {"teacher_dropout": True}])
 def test_other_losses_with_more_epochs_than_one(tmp_path, options):
     made = trainer(tmp_path, student(), tiny(), max_steps=5, options={"distillation": DistillationConfig(**options)})
@@ -445,6 +577,113 @@ def test_a_teacher_of_another_depth_is_one_line(tmp_path):
     made = trainer(tmp_path, student(), teacher)
     with pytest.raises(BitlabError, match="hidden states"):
         made.train()
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    args = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    assert args.n_gpu < 2
+    args._n_gpu = 2
+    with pytest.raises(BitlabError, match=r"2 GPUs.*torchrun.*CUDA_VISIBLE_DEVICES"):
+        DistillationTrainer(student(), tiny(), args)
+
+
+def pretraining(seed=0):
+    torch.manual_seed(seed)
+    return BertForPreTraining(CONFIGS["bert"]())
+
+
+@pytest.mark.parametrize(
+    ("make", "has"), [(lambda: tiny(head="bare"), "last_hidden_state"), (pretraining, "prediction_logits")]
+)
+def test_a_model_without_logits(tmp_path, make, has):
+    """One line by default; its hidden states alone can be learned."""
+    data = rows().remove_columns("labels")
+    for loss in ({}, {"logits": 0.0, "hard": 1.0}):
+        options = {"distillation": DistillationConfig(**loss)}
+        with pytest.raises(BitlabError, match=rf"{has}.*logits=0\.0 and hard=0\.0") as caught:
+            trainer(tmp_path, binarize(make()), make(), data, options=options).train()
+        assert "\n" not in str(caught.value)
+    for loss in ({"hidden": 1.0}, {"hidden": 0.0, "attention": 1.0}, {"hidden": 0.0, "directions": 1.0}):
+        options = {"distillation": DistillationConfig(logits=0.0, **loss)}
+        made = trainer(tmp_path, binarize(make()), make(), data, options=options)
+        made.train()
+        assert made.state.log_history[0]["loss"] > 0
+
+
+def test_data_without_a_padding_mask_have_no_padding(tmp_path):
+    losses = []
+    for number, data in enumerate((rows(), rows().remove_columns("attention_mask"))):
+        made = trainer(tmp_path / str(number), tiny(seed=1), tiny(), data, collate=default_data_collator, max_steps=5)
+        made.train()
+        assert made.kept
+        losses.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_data_without_a_padding_mask_get_one_before_processes_pad_them(tmp_path, monkeypatch):
+    made = trainer(tmp_path, student(), tiny(), collate=default_data_collator)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    monkeypatch.setattr(
+        made.accelerator, "pad_across_processes", lambda x, dim, pad_index: F.pad(x, (0, 2), value=pad_index)
+    )
+    seen = []
+    made.model.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(inputs["attention_mask"]), with_kwargs=True
+    )
+    made.current_gradient_accumulation_steps = 1
+    made.training_step(made.model, {"input_ids": batch()["input_ids"]})
+    assert torch.equal(seen[0], F.pad(torch.ones(3, 9, dtype=torch.long), (0, 2)))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_multiple_choice(tmp_path, masked):
+    """(B, choices, T) are B choices sentences to the encoder."""
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(BertForMultipleChoice(CONFIGS["bert"]()).eval())
+    teacher, learner = models
+    ids = torch.randint(3, WORDS, (4, 3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    if masked:
+        mask[:, 1:, 6:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        outputs = [model(**inputs, output_hidden_states=True) for model in (learner, teacher)]
+    logits = cross_entropy(*(o.logits for o in outputs)).mean()
+    pairs = [[h.double()[mask.view(12, 9) == 1] for h in o.hidden_states] for o in outputs]
+    hidden = sum(F.mse_loss(s, t).item() for s, t in zip(*pairs, strict=True))
+    data = Dataset.from_dict({name: x.tolist() for name, x in inputs.items()})
+    data = data if masked else data.remove_columns("attention_mask")
+    loss = {"options": {"distillation": DistillationConfig(attention=0.5, directions=0.5)}}
+    made = trainer(tmp_path, learner, teacher, data, collate=default_data_collator, **loss)
+    made.model.set_attn_implementation("bitlab")
+    made.train()
+    first = made.state.log_history[0]
+    assert first["loss_logits"] == pytest.approx(logits, abs=1e-4)
+    assert first["loss_hidden"] == pytest.approx(hidden, abs=1e-4)
+    assert first["loss_attention"] > 0 and first["loss_query"] > 0
+
+
+@pytest.mark.parametrize("loss", [{"attention": 1.0}, {"directions": 1.0}])
+def test_reentrant_checkpointing_is_refused_where_a_term_would_teach_nothing(tmp_path, loss):
+    options = {"options": {"distillation": DistillationConfig(**loss)}, "max_steps": 1, "gradient_checkpointing": True}
+    with pytest.raises(BitlabError, match="use_reentrant"):
+        reentrant = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+        trainer(tmp_path, student(), tiny(), **options, **reentrant).train()
+    trainer(tmp_path, student(), tiny(), **options).train()  # as transformers does it of its own accord
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "sgd"])
+def test_another_optimizer_is_refused_unless_it_is_given(tmp_path, optim):
+    with pytest.raises(BitlabError, match=f"{optim}.*AdamW"):
+        trainer(tmp_path, student(), tiny(), optim=optim).train()
+    learner = student()
+    own = torch.optim.SGD(learner.parameters(), lr=0.1)
+    made = trainer(tmp_path, learner, tiny(), optim=optim, options={"optimizers": (own, None)})
+    made.train()
+    assert made.create_optimizer() is made.optimizer
+    assert type(trainer(tmp_path, student(), tiny(), optim="adamw_torch").create_optimizer()) is torch.optim.AdamW
 
 
 def test_padding_to_the_longest_or_to_the_end_gives_the_same_loss(tmp_path):

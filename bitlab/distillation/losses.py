@@ -116,13 +116,14 @@ def distillation_loss(
         student, teacher: outputs of the two models with `logits` (or `start_logits` and `end_logits`),
             `hidden_states` and, if the attention term is on, `attention_scores` (lists of (B, H, T, T)); if that of
             directions is on, `attention_inputs` (lists of triples (B, H, T, d)).
-        mask: (batch, length), 1 for a real token and 0 for padding.
+        mask: (batch, length), 1 for a real token and 0 for padding; of multiple choice (batch, choices, length).
         labels: true classes (or starts and ends of spans), one tensor for each of the logits; for the hard term.
     Returns: dict of 0-d tensors: "logits", "hard", "hidden", "attention", "query", "key", "value", "states", those with
         a weight above 0.
-    Errors: BitlabError if the two models' shapes do not fit.
+    Errors: BitlabError if the two models' shapes do not fit, or if they have no logits and `config` asks for them.
     """
-    first, *_ = student.get("hidden_states") or _logits(student)  # a bare encoder has no logits
+    mask = mask.flatten(0, -2)  # each choice is a row of the hidden states
+    first, *_ = student.get("hidden_states") or student.values()  # a bare encoder has no logits
     tokens = None if config.count_padding else mask.to(first.dtype)
     terms = {}
     if config.logits:
@@ -169,7 +170,14 @@ def _share(mask: Tensor | None) -> Tensor | float:
 
 
 def _logits(output: ModelOutput) -> tuple[Tensor, ...]:
-    return (output.logits,) if "logits" in output else (output.start_logits, output.end_logits)
+    if "logits" in output:
+        return (output.logits,)
+    if "start_logits" in output and "end_logits" in output:
+        return output.start_logits, output.end_logits
+    raise BitlabError(
+        f"the loss finds neither logits nor start_logits and end_logits in a model's output ({', '.join(output)}): "
+        f"for a bare encoder or another head set logits=0.0 and hard=0.0 in its DistillationConfig"
+    )
 
 
 def _logit_loss(student, teacher, mask, config) -> Tensor:
