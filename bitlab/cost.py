@@ -2,6 +2,7 @@
 
 Bits: a 1-bit weight is one bit, a ternary one two; everything else that inference needs is a 32-bit float,
 including what binarization adds: `alpha`, `beta`, the weight scales `m` (one a layer, one a row of the word embedding).
+So is a weight that a float layer uses too: the word embedding of a language model whose output layer is tied to it.
 
 FLOPs of products, by the papers' convention: a multiply-accumulate is 2; of operands with b_w and b_a bits
 it counts `b_w b_a / 64` of that (a machine word holds 64 bits), at most 1. A 1-bit weight times a float is
@@ -161,6 +162,8 @@ class _Counter:
     def __init__(self, model: PreTrainedModel, length: int, batch: int):
         self.entries: list[Cost] = []
         self.stored: set[int] = set()
+        layers = (module for module in model.modules() if getattr(module, "weight_bits", FLOAT) == FLOAT)
+        self.floats = {id(tensor) for layer in layers for tensor in layer.parameters(recurse=False)}
         self.model, self.length, self.batch = model, length, batch
         base = model.base_model
         self.encoder = {id(module) for module in base.modules()}
@@ -259,6 +262,7 @@ class _Counter:
 
     def _add(self, part: str, kind: str, *tensors, bits: int = FLOAT, numbers: int = 0, **flops) -> None:
         for tensor in tensors:
+            bits = FLOAT if id(tensor) in self.floats else bits
             numbers += tensor.numel() if id(tensor) not in self.stored else 0
             self.stored.add(id(tensor))
         width = {1: "one_bit_parameters", 2: "two_bit_parameters"}.get(bits, "float_parameters")

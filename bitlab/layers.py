@@ -47,12 +47,17 @@ class ElasticBinarizer(nn.Module):
         self.set_bits(bits)
 
     def set_bits(self, bits: int) -> None:
-        """Change the precision in place; alpha, beta and `initialized` stay as they are."""
+        """Change the precision in place; alpha, beta and `initialized` stay as they are.
+
+        What 32 bits put out of use stops learning, and learns again afterwards.
+        """
         if bits != 32:
             levels(bits, self.signed)
+        was_used, used = getattr(self, "bits", 1) != 32, bits != 32
         self.bits = bits
-        for parameter in self.parameters(recurse=False):
-            parameter.requires_grad_(bits != 32)
+        if used != was_used:  # between other precisions somebody may have frozen what learns
+            for parameter in self.parameters(recurse=False):
+                parameter.requires_grad_(used)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -73,7 +78,7 @@ class ElasticBinarizer(nn.Module):
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """(integer codes shaped like x, detached 0-d scale), with `forward(x) = codes * scale`."""
-        if self.bits == 32:
+        if self.bits == 32 or not x.numel():  # of no numbers there is no mean that alpha could start or learn from
             return x, 1.0
         if self._fresh and self.training:
             self._initialise(x)
@@ -163,7 +168,7 @@ class BinaryLinear(nn.Linear):
             return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)
         rows = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
-        product = code_product(rows, signs.t(), self.input_binarizer.bits).view(*codes.shape[:-1], -1)
+        product = code_product(rows, signs.t(), self.input_binarizer.bits).view(*codes.shape[:-1], self.out_features)
         return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
 
     def set_weight_bits(self, bits: int) -> None:

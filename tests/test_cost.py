@@ -122,6 +122,21 @@ def test_tied_weights_are_stored_once():
     assert summary(model).parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_a_table_that_the_decoder_multiplies_with_is_float():
+    """A masked LM's output layer is its word embedding; untied, each is stored at its own width."""
+    table, pooler = 30522 * 768, 768 * 768
+    costs = {}
+    for tied in (True, False):
+        with torch.device("meta"):
+            costs[tied] = summary(binarize(BertForMaskedLM(BertConfig(tie_word_embeddings=tied))))
+    assert costs[True].one_bit_parameters == 108_965_376 - table - pooler
+    assert costs[False].one_bit_parameters == 108_965_376 - pooler
+    assert costs[True].kinds["word embedding"].mib == table * 4 / 2**20 == pytest.approx(89.4, abs=0.05)
+    assert costs[True].mib == pytest.approx(104.4, abs=0.05)
+    assert costs[False].kinds["word embedding"].mib == table / 8 / 2**20
+    assert costs[True].flops == costs[False].flops
+
+
 def test_a_sentence_head_reads_one_token_a_span_head_all():
     heads = {
         head: summary(tiny("bert", head), length=10).parts["head"].matmul_flops

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import tiny
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 
-from bitlab import BinaryEmbedding, BinaryLinear, BitlabError, ElasticBinarizer
+from bitlab import BinaryEmbedding, BinaryLinear, BitlabError, ElasticBinarizer, binarize, set_precision
 from bitlab.binarizers import binarize_weight, elastic, initial_alpha
 
 QUICK = settings(deadline=None, max_examples=25, derandomize=True, database=None)
@@ -114,6 +115,25 @@ def test_32_bits_pass_through():
     assert layer.alpha.requires_grad and layer.beta.requires_grad
 
 
+def test_what_was_frozen_stays_frozen_between_precisions():
+    """32 bits put parameters out of use and into it; another change leaves their flags alone."""
+    layer = ElasticBinarizer(4)
+    layer.alpha.requires_grad_(False)
+    layer.set_bits(2)
+    assert not layer.alpha.requires_grad and layer.beta.requires_grad
+    unused = ElasticBinarizer(4, bits=32).requires_grad_(True)
+    unused.set_bits(32)
+    assert unused.alpha.requires_grad and unused.beta.requires_grad
+    layer.set_bits(32)
+    assert not layer.beta.requires_grad
+
+
+def test_freezing_a_model_outlives_a_change_of_precision():
+    model = binarize(tiny()).requires_grad_(False)
+    set_precision(model, "W1A2")
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_no_thresholds_without_channels():
     layer = ElasticBinarizer(None, signed=False)
     assert layer.beta is None and set(layer.state_dict()) == {"alpha", "initialized"}
@@ -179,6 +199,19 @@ def test_w32a32_is_an_ordinary_linear():
     layer = BinaryLinear(5, 3, weight_bits=32, activation_bits=32)
     x = randn(2, 5).float()
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8, 32])
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5)])
+def test_an_empty_batch_is_that_of_an_ordinary_linear(bits, shape):
+    """In training it says nothing about alpha: the next batch does."""
+    layer, x = BinaryLinear(5, 3, activation_bits=bits), torch.zeros(shape, requires_grad=True)
+    assert layer.eval()(x).shape == (*shape[:-1], 3) == nn.Linear(5, 3)(x).shape
+    layer.train()(x).sum().backward()
+    assert x.grad.shape == shape and not layer.bias.grad.any() and not layer.weight.grad.any()
+    assert layer.input_binarizer.alpha.grad is None and not layer.input_binarizer.initialized
+    layer(torch.ones(2, 5))
+    assert layer.input_binarizer.alpha.isfinite() and bool(layer.input_binarizer.initialized) == (bits != 32)
 
 
 def test_from_linear_shares_the_parameters():

@@ -1,6 +1,7 @@
 """The packed model: the float model's results from bits, the file, and what becomes of a damaged one."""
 
 import copy
+import io
 import json
 import math
 import os
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, HEADS, SIZES, WORDS, batch, binarizers, outputs, tiny, warm_up
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from bitlab import BitConfig, BitlabError, ElasticBinarizer, binarize, set_precision
+from bitlab import BinaryLinear, BitConfig, BitlabError, ElasticBinarizer, binarize, set_precision
 from bitlab.packed import backends, format, is_fused, load_packed, pack, save_packed
 from bitlab.packed.encoder import Fused
 from bitlab.packed.layers import PackedEmbedding, PackedLinear
@@ -111,11 +114,15 @@ def test_hidden_states_attentions_and_scores():
         assert len(ours[name]) == len(theirs[name]) >= 2
         equal(ours[name], theirs[name])
         equal([ours.logits], [theirs.logits])
-    ours, theirs = [], []
-    with torch.no_grad():
-        packed(**inputs, attention_scores=ours)
-        model(**inputs, attention_scores=theirs)
-    equal(ours, theirs)
+    ours, theirs = ({"attention_scores": [], "attention_inputs": []} for _ in range(2))
+    for name in ours:
+        with torch.no_grad():
+            packed(**inputs, **{name: ours[name]})
+            model(**inputs, **{name: theirs[name]})
+    equal(ours["attention_scores"], theirs["attention_scores"])
+    assert len(ours["attention_inputs"]) == 2
+    for triple, other in zip(ours["attention_inputs"], theirs["attention_inputs"], strict=True):
+        equal(triple, other)
 
 
 def test_a_mask_that_differs_between_queries():
@@ -164,6 +171,104 @@ def test_deepcopy_and_training_mode():
     equal(outputs(packed, **inputs), expected)
     assert not torch.equal(outputs(copy.deepcopy(twin), **inputs)[0], expected[0])
     assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_pickled(architecture, bits):
+    """By torch.save; what was prepared stays behind."""
+    packed, inputs, file = pack(binary(architecture, bits=bits)), batch(pad=2), io.BytesIO()
+    expected = outputs(packed, **inputs)
+    torch.save(packed, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert is_fused(loaded) == is_fused(packed) and list(map(type, loaded.modules())) == list(
+        map(type, packed.modules())
+    )
+    assert not any(module.prepared._made for module in loaded.modules() if hasattr(module, "prepared"))
+    equal(outputs(loaded, **inputs), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_loading_other_weights_is_noticed(bits):
+    """By the model, or by one layer of it."""
+    packed, other, inputs = pack(binary(bits=bits)), pack(binary(bits=bits, seed=1)), batch()
+    before, expected = outputs(packed, **inputs), outputs(other, **inputs)
+    assert not torch.equal(before[0], expected[0])
+    packed.load_state_dict(other.state_dict())
+    equal(outputs(packed, **inputs), expected)
+    first, second = packed.bert.encoder.layer
+    first.load_state_dict(second.state_dict())
+    assert not torch.equal(outputs(packed, **inputs)[0], expected[0])
+    equal(outputs(packed, **inputs), outputs(copy.deepcopy(packed), **inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("bits", [1, 2])
+def test_an_empty_batch(bits, backend):
+    linear = BinaryLinear(5, 3, activation_bits=bits).eval()
+    with backends.use(backend):
+        assert PackedLinear(linear)(torch.empty(2, 0, 5)).shape == linear(torch.empty(2, 0, 5)).shape == (2, 0, 3)
+
+
+# ----------------------------------------------------------------------------------------------- other devices
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says it lies on another device, with its values at hand."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = cls._make_wrapper_subclass(cls, inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        with OtherDevice():
+            return function(*args, **(kwargs or {}))
+
+
+class OtherDevice(TorchDispatchMode):
+    """A device that every machine has: "meta", here with values. Like others it refuses tensors of two devices."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        mine = {id(x.inner): x for x in tensors if isinstance(x, Elsewhere)}
+        cpu = [x for x in tensors if not isinstance(x, Elsewhere) and x.dim()]
+        assert not mine or not cpu or function is torch.ops.aten.copy_.default, f"{function} of tensors on two devices"
+        args, options = tree_map(lambda x: x.inner if isinstance(x, Elsewhere) else x, (args, kwargs or {}))
+        there = bool(mine)
+        if options.get("device") is not None:
+            there, options["device"] = torch.device(options["device"]).type == "meta", "cpu"
+        found = function(*args, **options)
+        return tree_map(lambda x: self._placed(x, mine, there), found)
+
+    def _placed(self, found, mine, there):
+        if id(found) in mine:  # an operation in place
+            return mine[id(found)]
+        return Elsewhere(found) if there and isinstance(found, torch.Tensor) else found
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_off_the_cpu(architecture, bits, monkeypatch):
+    """A model that ran here runs on another device, with the same results, and here again."""
+    monkeypatch.setenv("BITLAB_KERNEL", "float")
+    as_tensor = torch.as_tensor  # makes a tensor of a number where no dispatch mode sees it
+    full = lambda x, **options: torch.full((), x, **options) if isinstance(x, float) else as_tensor(x, **options)  # noqa: E731
+    monkeypatch.setattr(torch, "as_tensor", full)
+    packed, inputs = pack(binary(architecture, bits=bits)), batch(pad=2)
+    expected = outputs(packed, **inputs)
+    with OtherDevice():
+        packed._apply(lambda tensor: tensor.to("meta"))
+        found = outputs(packed, **{name: tensor.to("meta") for name, tensor in inputs.items()})
+        packed._apply(lambda tensor: tensor.inner)
+    assert all(isinstance(tensor, Elsewhere) for tensor in found)
+    equal([tensor.inner for tensor in found], expected)
+    equal(outputs(packed, **inputs), expected)
 
 
 # ---------------------------------------------------------------------------------------------------- the file

@@ -364,6 +364,26 @@ def test_pack_command(tmp_path, capsys):
             commands.pack_command(options(commands.add_pack_arguments, *wrong))
 
 
+def test_packing_spares_another_model(tmp_path, capsys):
+    """Another run's latent checkpoint, or what can't be read, stays; a packed model can be made again."""
+    source, out = tmp_path / "W1A1", tmp_path / "out"
+    warm_up(binarize(tiny())).save_pretrained(source)
+    warm_up(binarize(tiny(seed=1))).save_pretrained(out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert cli.main(["pack", str(source), str(out)]) == 2
+    assert "holds another model" in (err := capsys.readouterr().err) and err.count("bitlab:") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    for content in ("{", "[]", "{}", '{"quantization_config": null}'):
+        (out / "config.json").write_text(content)
+        with pytest.raises(BitlabError, match="holds another model") as error:
+            commands.pack_command(options(commands.add_pack_arguments, source, out))
+        assert "\n" not in str(error.value)
+    (out / "config.json").unlink()
+    for _ in range(2):
+        assert commands.pack_command(options(commands.add_pack_arguments, source, out)) == 0
+    assert load_packed(out)
+
+
 def test_bench_command(capsys, monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", ((64, 32, True), (32, 64, False)))
     assert cli.main(["bench", "--layers", "0", "--length", "8", "--rounds", "2", "--json"]) == 0

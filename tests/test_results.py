@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bitlab import cli, results, runs
+from bitlab import BitlabError, cli, results, runs
 from bitlab.data.glue import load_glue
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
@@ -301,6 +301,63 @@ def test_storing_a_run_keeps_curves_and_the_cost_of_its_models(tmp_path):
     (without,) = load(save(tmp_path / "other", result()))  # stored before there were costs: counted without weights
     assert without["cost"]["W1A1"] == pytest.approx(stored["cost"]["W1A1"], rel=0.01)
     assert stored["cost"]["W32A32"][0] > 8 * stored["cost"]["W1A1"][0]
+
+
+def finished(folder, content):
+    """A run's folder that holds its result and none of its models."""
+    runs.write_json(folder / "result.json", content)
+    return folder
+
+
+def test_storing_makes_the_folder_with_its_parents(tmp_path, capsys):
+    run = finished(tmp_path / "run", result())
+    assert cli.main(["results", str(run), "--folder", str(tmp_path / "a" / "b" / "c")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a" / "b" / "c" / "run.json")
+    assert [each["name"] for each in load(tmp_path / "a" / "b" / "c")] == ["run"]
+    (tmp_path / "file").touch()
+    assert cli.main(["results", str(run), "--folder", str(tmp_path / "file")]) == 2
+    assert (err := capsys.readouterr().err).count("\n") == 1 and "can't be written" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [({}, "no 'config'"), ([], "list"), (result() | {"stages": []}, "its stages are not those of its schedule")],
+    ids=["empty", "list", "stages"],
+)
+def test_a_result_that_is_none_is_one_clear_line(tmp_path, capsys, content, says):
+    run = finished(tmp_path / "run", content)
+    assert cli.main(["results", str(run), "--folder", str(tmp_path / "stored")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"bitlab: {run / 'result.json'} is no result (") and err.count("\n") == 1 and says in err
+    assert "delete it, and run the same experiment again" in err and not (tmp_path / "stored").exists()
+
+
+def test_a_stored_result_is_not_replaced_by_another_runs(tmp_path):
+    stored = results.store(finished(tmp_path / "a" / "run", result()), tmp_path)
+    before = stored.read_text()
+    assert results.store(tmp_path / "a" / "run", tmp_path) == stored and stored.read_text() == before
+    slower = result()
+    slower["stages"][1]["seconds"] = 99.0  # the same run, measured again
+    results.store(finished(tmp_path / "b" / "run", slower), tmp_path)
+    assert load(tmp_path)[0]["stages"][1]["seconds"] == 99
+    for other in (result(score=0.1), result(seed=1), result("mrpc"), result(learning_rate=1e-5)):
+        with pytest.raises(
+            BitlabError, match=r"run\.json holds the result of another run: rename .* or delete"
+        ) as error:
+            results.store(finished(tmp_path / "c" / "run", other), tmp_path)
+        assert "\n" not in str(error.value) and load(tmp_path)[0]["stages"] == slower["stages"]
+    stored.write_text("{")  # what can't be read is nobody's result
+    results.store(tmp_path / "c" / "run", tmp_path)
+    assert load(tmp_path)[0]["config"]["learning_rate"] == 1e-5
+
+
+def test_a_general_distillation_is_no_result(tmp_path, capsys):
+    runs.write_json(tmp_path / "general" / "experiment.json", {"model": "minilm", "precision": "W1A1"})
+    runs.write_json(tmp_path / "general" / "W1A1" / "stage.json", {})
+    runs.write_json(tmp_path / "begun" / "experiment.json", {"task": "rte", "model": "minilm"})
+    for name, says in (("general", "holds a general distillation, no task's result"), ("begun", "to finish it")):
+        assert cli.main(["results", str(tmp_path / name), "--folder", str(tmp_path / "stored")]) == 2
+        assert says in (err := capsys.readouterr().err) and err.count("\n") == 1
 
 
 def test_the_results_of_this_repository_are_readable():

@@ -142,7 +142,7 @@ def _linear_contenders(length: int, width: int, outputs: int, signed: bool) -> t
 
 
 def _forward(packed: PackedLinear, backend, x):
-    prepared = packed.prepared.get(backend, lambda: backend.prepare(packed.spec()))
+    prepared = packed.prepared.get(backend, x.device, lambda: backend.prepare(packed.spec()))
     return backend.linear(prepared, packed.codes(backend, x))
 
 

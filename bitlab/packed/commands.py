@@ -18,8 +18,7 @@ def pack_command(options: argparse.Namespace) -> int:
     from bitlab.packed.model import is_fused, load_packed, save_packed
 
     source, out = Path(options.checkpoint).expanduser(), Path(options.out).expanduser()
-    if out.exists() and out.resolve() == source.resolve():
-        raise BitlabError("CHECKPOINT and OUT are the same folder: the latent weights would be lost")
+    check_out(source, out)
     model = load_latent(source)
     path = save_packed(model, out)
     copy_tokenizer(source, out)
@@ -33,6 +32,21 @@ def pack_command(options: argparse.Namespace) -> int:
     result["times_smaller"] = round(result["float_bytes"] / result["bytes"], 1)
     print(json.dumps(result) if options.json else _report(result))
     return 0
+
+
+def check_out(source: Path, out: Path) -> None:
+    """BitlabError where packing into `out` would cost a model; a packed one can be made again."""
+    if out.exists() and out.resolve() == source.resolve():
+        raise BitlabError("CHECKPOINT and OUT are the same folder: the latent weights would be lost")
+    config = out / "config.json"
+    if not config.exists():
+        return
+    try:
+        method = json.loads(config.read_text(encoding="utf-8"))["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        method = None
+    if method != "bitlab_packed":
+        raise BitlabError(f"{str(out)!r} holds another model, which would be lost: choose another OUT, or delete it")
 
 
 def load_latent(folder: Path):

@@ -5,6 +5,7 @@ of its own. Where that one does not apply (several bits, an attention output tha
 differs between queries) the layer's own forward runs, on packed weights, with the same results.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from transformers.utils import output_capturing
 
 from bitlab.convert import projections
 from bitlab.packed import backends, thresholds
-from bitlab.packed.layers import PackedLinear, Prepared, check_input
+from bitlab.packed.layers import PackedLinear, Prepared, Prepares, check_input
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Plan:
         ]
         q, k, v = (kind.scale() for kind in kinds)
         probs = binarizer.probs_binarizer.scale()
-        table = thresholds.exponentials((q * k * binarizer.scaling).item(), width)
+        table = thresholds.exponentials((q * k * binarizer.scaling).item(), width, self.betas.device)
         context = thresholds.after_context(probs * v, layer.out.input_binarizer)
         attention = backends.Attention(*heads, table, probs.item() / 2, context)
         self.attention = backend.prepare_attention(attention)
@@ -104,7 +105,7 @@ def _thresholds(linear: PackedLinear, binarizer, relu: bool) -> Tensor:
     return thresholds.after_linear(linear.scale(), linear.bias, binarizer, linear.in_features, relu)
 
 
-class Fused:
+class Fused(Prepares):
     """In front of an encoder layer's class: its forward on bits, where that applies."""
 
     @torch.no_grad()
@@ -113,8 +114,12 @@ class Fused:
         if keep is None or self.training or not _plain(args, kwargs):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         check_input(hidden_states)
-        backend = backends.backend(hidden_states.device)
-        return self.prepared.get(backend, lambda: Plan(backend, parts(self))).run(hidden_states, keep)
+        device = hidden_states.device
+        backend = backends.backend(device)
+        return self.prepared.get(backend, device, lambda: Plan(backend, parts(self))).run(hidden_states, keep)
+
+    def __reduce_ex__(self, protocol):
+        return _blank, (type(self).__bases__[1],), self.__dict__
 
 
 def fuse(layer: nn.Module) -> bool:
@@ -122,15 +127,25 @@ def fuse(layer: nn.Module) -> bool:
     found = parts(layer)
     if found is None or not found.fusable():
         return False
-    kind = type(layer)
-    layer.__class__ = type(f"Fused{kind.__name__}", (Fused, kind), {"__module__": __name__})
+    layer.__class__ = _fused(type(layer))
     layer.prepared = Prepared()
     return True
 
 
+@functools.cache
+def _fused(kind: type) -> type:
+    return type(f"Fused{kind.__name__}", (Fused, kind), {"__module__": __name__})
+
+
+def _blank(kind: type) -> nn.Module:
+    """A fused layer without contents, for pickle to fill: it finds no class by name that was made at run time."""
+    return _fused(kind).__new__(_fused(kind))
+
+
 def _plain(args: tuple, kwargs: dict) -> bool:
-    """Whether a layer is called for its output alone: no cross-attention, cache, attentions or scores."""
-    wanted = (*args, *(kwargs.get(name) for name in ("encoder_hidden_states", "past_key_values", "attention_scores")))
+    """Whether a layer is called for its output alone: no cross-attention, cache, attentions, or lists to fill."""
+    names = ("encoder_hidden_states", "past_key_values", "attention_scores", "attention_inputs")
+    wanted = (*args, *(kwargs.get(name) for name in names))
     collected = output_capturing._active_collector.get()
     return all(value is None for value in wanted) and "attentions" not in (collected or ())
 

@@ -11,15 +11,21 @@ from bitlab.packed.bits import pack_bits, unpack_signs
 
 
 class Prepared:
-    """What a backend made of a module's weights: computed once a backend, and left out of copies."""
+    """What a backend made of a module's weights on a device: computed once for each, and left out of copies."""
 
     def __init__(self):
         self._made = {}
 
-    def get(self, backend, make):
-        if backend.name not in self._made:  # two threads may both make it: the same thing twice
-            self._made[backend.name] = make()
-        return self._made[backend.name]
+    def get(self, backend, device: torch.device, make):
+        key = backend.name, device
+        found = self._made.get(key)
+        if found is None:  # two threads may both make it: the same thing twice
+            found = self._made[key] = make()
+        return found
+
+    def clear(self) -> None:
+        """Forget what was made: the weights are others now."""
+        self._made = {}
 
     def __deepcopy__(self, memo):
         return Prepared()
@@ -28,7 +34,15 @@ class Prepared:
         return Prepared, ()
 
 
-class PackedLinear(nn.Module):
+class Prepares:
+    """In front of a module's class: what was prepared of its weights goes when a state dict is loaded."""
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.prepared.clear()
+
+
+class PackedLinear(Prepares, nn.Module):
     """A linear layer whose weights are bits: `y = (a m) (codes(x) codes(W)^T) + bias`, as `BinaryLinear` computes it.
 
     Attributes: `weight` uint8 (out_features, ceil(in_features / 8)), bit i of byte j is input 8 j + i, 1 means +1;
@@ -64,7 +78,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x)
         backend = backends.backend(x.device)
-        prepared = self.prepared.get(backend, lambda: backend.prepare(self.spec()))
+        prepared = self.prepared.get(backend, x.device, lambda: backend.prepare(self.spec()))
         dot = backend.dot(prepared, self.codes(backend, x.reshape(-1, self.in_features)))
         return backends.affine(self.bias, dot, self.scale()).view(*x.shape[:-1], self.out_features)
 

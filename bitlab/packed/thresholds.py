@@ -18,13 +18,14 @@ from bitlab.packed.backends import UNIT, affine
 LONGEST = 2**20  # keys that a context can sum over
 
 
-def smallest(passes: Callable[[Tensor], Tensor], bound: int, channels: int) -> Tensor:
+def smallest(passes: Callable[[Tensor], Tensor], bound: int, channels: int, device="cpu") -> Tensor:
     """For each channel the smallest integer of [-bound, bound] that passes, or bound + 1: int32 (channels,).
 
-    `passes` takes floats (1, channels) that hold integers and returns truth values; it must be monotone.
+    `passes` takes floats (1, channels) that hold integers and returns truth values; it must be monotone. It is asked
+    on `device`, and the result lies there: another kind of device may round otherwise.
     """
-    low = torch.full((1, channels), -bound, dtype=torch.int64)  # everything below low fails
-    high = torch.full((1, channels), bound + 1, dtype=torch.int64)  # high and everything above passes
+    low = torch.full((1, channels), -bound, dtype=torch.int64, device=device)  # everything below low fails
+    high = torch.full_like(low, bound + 1)  # high and everything above passes
     while bool((low < high).any()):
         middle = (low + high).div(2, rounding_mode="floor")
         passed = passes(middle.float())
@@ -40,16 +41,16 @@ def after_linear(scale: Tensor, bias: Tensor | None, binarizer: ElasticBinarizer
         y = affine(bias, dot, scale)
         return _bit(torch.relu(y) if relu else y, binarizer)
 
-    return smallest(passes, width, binarizer.channels)
+    return smallest(passes, width, binarizer.channels, binarizer.alpha.device)
 
 
 def after_context(scale: Tensor, binarizer: ElasticBinarizer) -> Tensor:
     """Thresholds on the integers of an attention's context, which `scale` multiplies before the next binarizer."""
-    return smallest(lambda dot: _bit(dot * scale, binarizer), LONGEST, binarizer.channels)
+    return smallest(lambda dot: _bit(dot * scale, binarizer), LONGEST, binarizer.channels, binarizer.alpha.device)
 
 
-def exponentials(scale: float, head_width: int) -> Tensor:
-    """exp(-2 i scale) for i = 0 to head_width, in units of 2^-40, then zeros: int64 (3 head_width + 4,).
+def exponentials(scale: float, head_width: int, device="cpu") -> Tensor:
+    """exp(-2 i scale) for i = 0 to head_width, in units of 2^-40, then zeros: int64 (3 head_width + 4,), on `device`.
 
     A score of +-1 vectors is head_width - 2 (bits that differ), so a softmax over such scores needs no other values.
     The zeros are for masked keys, which differ in head_width + 1 bits and more.
@@ -57,7 +58,7 @@ def exponentials(scale: float, head_width: int) -> Tensor:
     table = torch.zeros(3 * head_width + 4, dtype=torch.int64)
     for i in range(head_width + 1):
         table[i] = round(math.exp(-2 * i * scale) * UNIT)
-    return table
+    return table.to(device)
 
 
 def _bit(x: Tensor, binarizer: ElasticBinarizer) -> Tensor:

@@ -34,7 +34,7 @@ DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 TOLD = {"task", "model", "data", "schedule", "method", "preset", "seed", "teacher", "train_examples", "max_steps"}
 TOLD |= {"epochs", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs", "teacher_learning_rate"}
 WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
-TOLD |= {"bf16", "examples", "settings", "questions", "augment", *WINDOWS}
+TOLD |= {"bf16", "examples", "settings", "questions", "augment", "data_digest", "model_digest", *WINDOWS}
 USUAL = {option.name: option.default for option in fields(StageSettings)}
 
 

@@ -3,6 +3,7 @@
 `bitlab.results.rows` makes rows of them and `bitlab.results.tables` prints these.
 """
 
+import contextlib
 import csv
 import functools
 import json
@@ -34,27 +35,56 @@ def store(run: str | Path, folder: str | Path = FOLDER) -> Path:
     """Copy a finished run's result, with its loss curves and its models' costs, into the results folder.
 
     Args: run: the folder of a run, holding result.json. folder: where results are kept.
-    Returns: the new file, named after the run. Errors: BitlabError if the run is not finished.
+    Returns: the new file, named after the run.
+    Errors: BitlabError as of `collect`, if the file holds another run's result, and if it can't be written.
     """
     result = collect(run)
     path = Path(folder) / f"{result.pop('name')}.json"
-    path.parent.mkdir(exist_ok=True)
-    runs.write_json(path, result)
+    if _holds_another(path, result):
+        raise BitlabError(f"{path} holds the result of another run: rename the run's folder, or delete this file")
+    try:
+        runs.write_json(path, result)
+    except OSError as error:
+        raise BitlabError(f"{path} can't be written ({error.strerror}): choose another --folder") from error
     return path
+
+
+def _holds_another(path: Path, result: dict) -> bool:
+    """Whether a file holds a result with another configuration or other scores; one that can't be read holds none."""
+    try:
+        kept = _checked(path)
+    except BitlabError:
+        return False
+    return _identity(kept) != _identity(result)
+
+
+def _identity(result: dict) -> tuple:
+    """What tells runs from each other; a run that was only measured again, with other seconds, is the same."""
+    return result["config"], [{**stage, "seconds": None} for stage in result["stages"]]
 
 
 def collect(run: str | Path) -> dict:
     """A finished run as `load` would give it once stored: curves thinned to ten points a stage, and the models' costs.
 
-    Errors: BitlabError if the run is not finished.
+    Errors: BitlabError if the run is not finished, is no task's, or its result.json is damaged.
     """
     run = Path(run)
     result = runs.read_json(run / runs.RESULT)
     if result is None:
-        raise BitlabError(f"{run} holds no {runs.RESULT}: run the same experiment again to finish it")
+        raise BitlabError(_why_none(run))
+    with _one_line(f"{run / runs.RESULT} is no result", "delete it, and run the same experiment again"):
+        runs_of(result)
     stages = [stage["precision"] for stage in result["stages"]]
     costs = {name: _cost(load_model(run / name, result["task"])) for name in stages if (run / name).is_dir()}
     return {"name": run.name, **result, "curves": {name: _curve(run / name) for name in stages}, "cost": costs}
+
+
+def _why_none(run: Path) -> str:
+    """Why a folder holds no result.json, and what to do."""
+    config = runs.read_json(run / runs.CONFIG)
+    if config and "task" not in config:
+        return f"{run} holds a general distillation, no task's result: store a run that started from it"
+    return f"{run} holds no {runs.RESULT}: run the same experiment again to finish it"
 
 
 def _curve(stage: Path) -> list[tuple[int, float]]:
@@ -76,18 +106,26 @@ def load(folder: str | Path = FOLDER) -> list[dict]:
 
 
 def _checked(path: Path) -> dict:
-    try:
+    with _one_line(f"{path.name} is no stored result", "delete it, or store its run again"):
         result = json.loads(path.read_text(encoding="utf-8"))
         result.setdefault("cost", _known_costs(result))
         runs_of(result)
-        return {"name": path.stem, **result}
+    return {"name": path.stem, **result}
+
+
+@contextlib.contextmanager
+def _one_line(what: str, remedy: str):
+    """Whatever content that is no result makes of the block is one BitlabError."""
+    try:
+        yield
+        return
     except BitlabError as error:
         reason = str(error)
     except (KeyError, IndexError) as error:
         reason = f"no {error}"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error)
-    raise BitlabError(f"{path.name} is no stored result ({reason}): delete it, or store its run again")
+    raise BitlabError(f"{what} ({reason}): {remedy}")
 
 
 def published(name: str = "glue") -> list[Row]:
