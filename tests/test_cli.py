@@ -243,7 +243,7 @@ def test_bad_models(capsys, tmp_path):
     folder.mkdir()
     assert "has no config.json" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertForSequenceClassification(BertConfig(vocab_size=200, num_labels=3, **sizes)).save_pretrained(folder)
+    BertForSequenceClassification(BertConfig(vocab_size=112, num_labels=3, **sizes)).save_pretrained(folder)
     sample_tokenizer().save_pretrained(folder)
     capsys.readouterr()
     for option in ("--model", "--teacher"):
@@ -300,7 +300,7 @@ def test_squad_without_a_file(capsys, tmp_path):
 
 def test_bad_models_for_squad(capsys, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=200, num_labels=3, **sizes)
+    config = BertConfig(vocab_size=112, num_labels=3, **sizes)
     for name, model in (("spans", BertForQuestionAnswering), ("classes", BertForSequenceClassification)):
         model(config).save_pretrained(tmp_path / name)
         sample_tokenizer().save_pretrained(tmp_path / name)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 
 import bitlab
 from bitlab import cli, runs
@@ -525,11 +525,44 @@ def test_a_tokenizer_that_knows_too_many_words_is_refused(tmp_path, option):
     small = sample_config(vocab_size=40)
     AutoModelForSequenceClassification.from_config(small).save_pretrained(tmp_path / "odd")
     sample_tokenizer().save_pretrained(tmp_path / "odd")
-    with pytest.raises(
-        BitlabError, match=r"'odd' has embeddings of 40 words, but its tokenizer knows \d\d\d?: save"
-    ) as caught:
+    with pytest.raises(BitlabError, match=r"the tokenizer in '.*odd' has \d\d\d? words, its model 40: save") as caught:
         go(tmp_path / "run", **{option: str(tmp_path / "odd")})
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_what_cannot_become_binary_is_refused_before_anything_is_trained(finished, tmp_path):
+    binary = str(finished[0] / "W1A1")
+    gpt2 = GPT2Config(vocab_size=112, n_positions=64, n_embd=16, n_layer=1, n_head=2, num_labels=2, pad_token_id=0)
+    AutoModelForSequenceClassification.from_config(gpt2).save_pretrained(tmp_path / "gpt2")
+    sample_tokenizer().save_pretrained(tmp_path / "gpt2")
+    for options in ({"model": binary}, {"teacher": binary}, {"model": str(tmp_path / "gpt2")}):
+        with pytest.raises(BitlabError, match=r"binary already|not built as bitlab expects"):
+            go(tmp_path / "run", **options)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_knows_its_teacher_and_its_data_by_content(finished, tmp_path, monkeypatch):
+    """Another teacher of the same name, or a row that was edited, is another experiment."""
+    spied(monkeypatch)
+    teachers = [tmp_path / name / "W32A32" for name in "ab"]
+    for seed, teacher in enumerate(teachers):
+        load_model("sample", "rte", seed=seed).save_pretrained(teacher)
+        sample_tokenizer().save_pretrained(teacher)
+    first = go(tmp_path / "run", schedule="W1A1", teacher=str(teachers[0]))
+    assert go(tmp_path / "run", schedule="W1A1", teacher=str(teachers[0])) == first
+    with pytest.raises(BitlabError, match="another experiment: its model_digest"):
+        go(tmp_path / "run", schedule="W1A1", teacher=str(teachers[1]))
+
+    def edited(*args, **options):
+        data = prepare(*args, **options)
+        data.train = data.train.map(
+            lambda row, place: {"labels": 1 - row["labels"] if place == 3 else row["labels"]}, with_indices=True
+        )
+        return data
+
+    monkeypatch.setattr(running, "prepare", edited)
+    with pytest.raises(BitlabError, match="another experiment: its data_digest"):
+        go(tmp_path / "run", schedule="W1A1", teacher=str(teachers[0]))
 
 
 @pytest.mark.parametrize("again", [False, True])

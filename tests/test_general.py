@@ -211,7 +211,7 @@ def test_a_folder_knows_its_texts(encoder, sentences, tmp_path):
     lines = sentences.read_text(encoding="utf-8").split("\n")
     other = tmp_path / "other.txt"
     other.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]), encoding="utf-8")
-    with pytest.raises(BitlabError, match="another experiment: its digest"):
+    with pytest.raises(BitlabError, match="another experiment: its data_digest"):
         distil([other], folder, "sample", settings=SETTINGS, report=lambda line: None)
 
 

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import (
     AutoModel,
@@ -19,9 +20,11 @@ from transformers import (
 )
 
 from bitlab import models
+from bitlab.data.glue import encode
 from bitlab.data.sample import sample_config, sample_tokenizer
+from bitlab.doctor import describe_sources
 from bitlab.errors import BitlabError
-from bitlab.models import describe_sources, load_model, load_tokenizer, resolve_model, teacher_label_order
+from bitlab.models import load_model, load_tokenizer, resolve_model, teacher_label_order
 from bitlab.tasks import TASKS
 
 MNLI = ("entailment", "neutral", "contradiction")
@@ -81,6 +84,32 @@ def test_bare_encoder_gets_a_fresh_head_and_keeps_its_weights(tmp_path, capfd):
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, encoder.embeddings.word_embeddings.weight)
     assert torch.equal(model.classifier.weight, load_model(tmp_path, "mnli", seed=1).classifier.weight)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_tokenizer_that_is_absent_is_not_made_up(tmp_path):
+    AutoModel.from_config(sample_config()).save_pretrained(tmp_path)
+    with pytest.raises(BitlabError, match=r"the tokenizer in '.*' has \d words, its model 112: save the tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "longest"), [(BertConfig, 16), (RobertaConfig, 14)])
+def test_a_tokenizer_knows_how_long_a_sentence_its_model_reads(tmp_path, config, longest):
+    sizes = {"vocab_size": 112, "max_position_embeddings": 16, "pad_token_id": 1}
+    AutoModel.from_config(config(**SMALL | sizes)).save_pretrained(tmp_path)
+    sample_tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.model_max_length == longest
+    rows = Dataset.from_dict({"sentence": ["the cook is kind " * 20], "label": [1]})
+    (ids,) = encode(rows, "sst2", tokenizer)["input_ids"]
+    assert len(ids) == longest
+    load_model(tmp_path)(torch.tensor([list(ids)]))
+
+
+def test_weights_that_are_cut_off(tmp_path):
+    AutoModel.from_config(sample_config()).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "can't be loaded" in fails(tmp_path)
 
 
 def test_saved_model_is_loaded_as_it_was(tmp_path):
@@ -181,7 +210,7 @@ def test_minilm():
 
 
 def test_sources_are_described_with_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    monkeypatch.setattr("bitlab.doctor.hub_reachable", lambda: False)
     monkeypatch.setenv("BITLAB_DATA", str(tmp_path / "nowhere"))
     reports = {(r.kind, r.name): r for r in describe_sources()}
     assert reports["model", "sample"].available

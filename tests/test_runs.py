@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 
 from bitlab import runs
 from bitlab.errors import BitlabError
@@ -125,6 +126,34 @@ def test_again_empties_the_folder_but_for_whose_it_is(tmp_path):
         (folder / "W1A1" / "weights").touch()
     with runs.claim(folder, CONFIG, again=True):
         assert {p.name for p in folder.iterdir()} == {runs.CONFIG, runs.LOCK}
+
+
+def test_emptying_begins_with_what_says_finished(tmp_path, monkeypatch):
+    """Killed in the middle, it leaves nothing that passes for a finished stage or run."""
+    with runs.claim(tmp_path / "run", CONFIG) as folder:
+        for path in (folder / runs.RESULT, folder / "W1A1" / runs.STAGE):
+            runs.write_json(path, {"score": 1})
+        (folder / "W1A1" / "weights").touch()
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), runs.claim(folder, CONFIG, again=True):
+        pass
+    assert (folder / "W1A1" / "weights").exists()
+    assert not (folder / runs.RESULT).exists() and not (folder / "W1A1" / runs.STAGE).exists()
+
+
+def test_a_digest_is_of_the_numbers():
+    rows = [{"input_ids": [1, 2], "labels": 0}, {"input_ids": [3], "labels": 1}]
+    others = [
+        [{"input_ids": [1], "labels": 0}, {"input_ids": [2, 3], "labels": 1}],
+        [{"input_ids": [1, 2], "labels": 0}, {"input_ids": [3], "labels": 0}],
+        rows[::-1],
+    ]
+    found = [runs.digest(Dataset.from_list(each)) for each in (rows, list(rows), *others)]
+    assert found[0] == found[1] and len(set(found)) == 4
 
 
 def test_a_file_in_the_folders_place(tmp_path):

@@ -112,8 +112,9 @@ class BinaryBertBinarizer(ElasticBinarizer):
         self.set_bits(bits)
 
     def set_bits(self, bits: int) -> None:
+        learning = any(parameter.requires_grad for parameter in self.parameters(recurse=False))
         super().set_bits(bits)
-        if hasattr(self, "clip"):
+        if hasattr(self, "clip") and (learning or self.alpha.requires_grad):  # else somebody froze it
             self.alpha.requires_grad_(bits in (1, 2, 4))
             self.clip.requires_grad_(bits == 8)
 

@@ -237,13 +237,14 @@ def encode(rows: Dataset | DatasetDict, task: str | Task, tokenizer, max_length:
     """Tokenize a split, or every split of a DatasetDict.
 
     Returns the same kind, with `input_ids`, `attention_mask`, where the tokenizer gives them `token_type_ids`,
-    and `labels`. Examples are cut at `max_length` tokens (None: the task's) and not padded: the trainer pads a
-    batch. Order is kept. Nothing is cached on disk, so edited data or another tokenizer can't meet stale files.
+    and `labels`. Examples are cut at `max_length` tokens (None: the task's, or what the model reads) and not padded:
+    the trainer pads a batch. Order is kept. Nothing is cached on disk, so edited data or another tokenizer can't meet
+    stale files.
     """
     task = get_glue_task(task)
     if isinstance(rows, DatasetDict):
         return DatasetDict({split: encode(part, task, tokenizer, max_length) for split, part in rows.items()})
-    length = task.max_length if max_length is None else max_length
+    length = min(task.max_length, tokenizer.model_max_length) if max_length is None else max_length
     parts = []
     for start in range(0, len(rows), ENCODE_CHUNK):
         chunk = rows[start : start + ENCODE_CHUNK]

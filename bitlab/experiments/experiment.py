@@ -150,7 +150,7 @@ class Experiment:
         if precision == FULL:
             rate = self.teacher_learning_rate or (5e-4 if small else 5e-5)
             epochs = self.teacher_epochs or (1000 if quick else min(5, task.epochs))
-            steps = self.max_steps or ((300 if small else 60) if quick else None)
+            steps = self.max_steps or ((300 if small else 60) if quick and not self.teacher_epochs else None)
             return StageSettings(epochs, 32, rate, steps, **options)
         stages, recipe = len(self.path.stages), self.recipe
         rate = self.learning_rate or (5e-4 if small else recipe.learning_rates.get(self.task, task.learning_rate))

@@ -6,8 +6,6 @@ that of its hidden states, each over its variance (`DistillationConfig.relative`
 """
 
 import copy
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +24,7 @@ from bitlab.convert import binarize, set_precision
 from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError
 from bitlab.experiments.training import EVALUATION_BATCH, processes, save_stage, set_dropout, train_stage
-from bitlab.models import load_model, load_tokenizer, quiet
+from bitlab.models import digest, load_model, load_tokenizer, quiet
 from bitlab.schedule import StageSettings
 
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
@@ -124,6 +122,7 @@ def distil(
     with quiet():
         teacher = load_model(model, seed=seed)
     bits = BitConfig.from_precision(precision)
+    student = binarize(copy.deepcopy(teacher), bits)  # refused before anything is written if it can't be
     config = {
         "model": Path(model).name,
         "precision": bits.precision,
@@ -133,7 +132,8 @@ def distil(
         "seed": seed,
         "texts": {"train": len(texts.train), "validation": len(texts.evaluations["validation"])},
         "tokens": sum(map(len, texts.train["input_ids"])),
-        "digest": hashlib.sha256(json.dumps(texts.train["input_ids"][:]).encode()).hexdigest()[:16],
+        "data_digest": runs.digest(texts.train),
+        "model_digest": digest(model),
     }
     main = processes().is_main_process
     with quiet(), runs.claim(Path(output), config, again) if main else nullcontext():
@@ -143,7 +143,6 @@ def distil(
             report(f"{output} holds this encoder already (--again trains it again)")
             return record
         set_seed(seed)
-        student = binarize(copy.deepcopy(teacher), bits)
         set_dropout(student, dropout)
         return _train(student, teacher, texts, settings, Path(output), config, report if main else lambda line: None)
 

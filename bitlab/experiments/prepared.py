@@ -47,7 +47,7 @@ class Prepared:
     @property
     def max_length(self) -> int:
         """Tokens of the longest example possible."""
-        return self.task.max_length
+        return min(self.task.max_length, self.tokenizer.model_max_length)
 
     def options(self) -> dict[str, int]:
         """How the data were prepared, for the record of an experiment: what the task's name does not tell."""

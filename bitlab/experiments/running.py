@@ -23,7 +23,7 @@ from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.general import start_from
 from bitlab.experiments.prepared import Prepared, prepare
 from bitlab.experiments.training import predict, processes, save_stage, set_dropout, train_stage
-from bitlab.models import load_model, load_tokenizer, quiet
+from bitlab.models import digest, load_model, load_tokenizer, quiet
 from bitlab.schedule import FULL
 from bitlab.tasks import get_task
 
@@ -80,14 +80,7 @@ def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedMo
     """The teacher that was named, with its record and files; refused below the score that a right one reaches."""
     name = experiment.teacher or experiment.model
     model = load_model(name, experiment.task)  # one that does not fit is refused before anything is written
-    words, rows = len(data.tokenizer), model.get_input_embeddings().num_embeddings
-    if words > rows:
-        raise BitlabError(
-            f"model {Path(name).name!r} has embeddings of {rows:,} words, but its tokenizer knows {words:,}: "
-            f"save the tokenizer that it was trained with in its folder"
-        )
-    if experiment.start:  # the same for what its first stage starts from
-        _first_student(experiment, model)
+    _first_student(experiment, model)  # the same for one that can't be made binary, and for what it starts from
     if experiment.teacher is None:
         return None
     score, metrics, files = _evaluated(model, data)
@@ -120,6 +113,9 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     if experiment.start:
         config["start"] = "/".join(Path(experiment.start).parts[-2:])
     config["augment"] = data.augmentation
+    config["data_digest"] = runs.digest(data.train, *data.evaluations.values())
+    names = {"model": experiment.teacher or experiment.model, "start": experiment.start}
+    config["model_digest"] = {role: found for role, name in names.items() if name and (found := digest(name))}
     config["examples"] = data.sizes()
     config |= data.options()
     config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in experiment.path.precisions}
