@@ -59,19 +59,6 @@ def glue_metrics(task: str | Task, predictions, labels) -> dict[str, float]:
     return {name: _METRICS[name](labels, predictions) for name in task.metrics}
 
 
-def glue_score(task: str | Task, metrics: Mapping[str, float]) -> float:
-    """The task's GLUE number: its metric, or the mean where it has two."""
-    return get_glue_task(task).score(metrics)
-
-
-def majority_score(task: str | Task, labels) -> float:
-    """The score of always answering the commonest class (STS-B: a constant, which is 0)."""
-    task = get_glue_task(task)
-    labels = np.asarray(labels)
-    commonest = 0.0 if task.is_regression else np.bincount(labels).argmax()
-    return task.score(glue_metrics(task, np.full(len(labels), commonest), labels))
-
-
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 

@@ -54,10 +54,6 @@ class Task:
         """The name transformers gives to the kind of loss."""
         return "regression" if self.is_regression else "single_label_classification"
 
-    def score(self, metrics: dict[str, float]) -> float:
-        """The task's GLUE number as a fraction: its metric, or the mean where it has two."""
-        return sum(metrics[name] for name in self.metrics) / len(self.metrics)
-
 
 @dataclass(frozen=True)
 class SquadTask:
@@ -78,10 +74,6 @@ class SquadTask:
     teacher: str = "csarron/bert-base-uncased-squad-v1"
     eval_splits: tuple[str, ...] = ("validation",)
     num_labels: int = 2  # a start and an end logit per token
-
-    def score(self, metrics: dict[str, float]) -> float:
-        """The mean of exact match and F1, as a fraction."""
-        return sum(metrics[name] for name in self.metrics) / len(self.metrics)
 
 
 PAIR = ("sentence1", "sentence2")

@@ -11,7 +11,7 @@ import pytest
 from bitlab.data.sample import sample_glue
 from bitlab.data.squad import read_squad
 from bitlab.errors import BitlabError
-from bitlab.metrics import glue_metrics, glue_score, majority_score, normalize_answer, squad_metrics
+from bitlab.metrics import glue_metrics, normalize_answer, squad_metrics
 from bitlab.tasks import TASKS
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -22,7 +22,6 @@ def test_accuracy_and_f1():
     metrics = glue_metrics("mrpc", [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0])
     assert metrics == pytest.approx({"accuracy": 0.5, "f1": 4 / 7})
     assert list(metrics) == ["accuracy", "f1"]
-    assert glue_score("mrpc", metrics) == pytest.approx((0.5 + 4 / 7) / 2)
 
 
 def test_matthews_correlation():
@@ -41,7 +40,7 @@ def test_correlations():
 def test_perfect_predictions_score_1_and_logits_are_understood(task):
     labels = np.array(sample_glue(task, 5, 50)[TASKS[task].eval_splits[0]]["label"])
     logits = labels[:, None] if task == "stsb" else np.eye(TASKS[task].num_labels)[labels]
-    assert glue_score(task, glue_metrics(task, logits, labels)) == pytest.approx(1.0)
+    assert all(value == pytest.approx(1.0) for value in glue_metrics(task, logits, labels).values())
     assert glue_metrics(task, logits, labels) == glue_metrics(task, labels, labels)
 
 
@@ -53,12 +52,6 @@ def test_constant_predictions_have_a_score_and_no_warning(task):
         metrics = glue_metrics(task, np.zeros(50), labels)
     for name in {"f1", "matthews_correlation", "pearson", "spearman"} & set(metrics):
         assert metrics[name] == 0.0
-
-
-def test_majority_score():
-    assert majority_score("sst2", [1, 1, 1, 0]) == 0.75
-    assert majority_score("mrpc", [1, 1, 1, 0]) == pytest.approx((0.75 + 6 / 7) / 2)
-    assert majority_score("stsb", [1.0, 2.0]) == 0.0
 
 
 @pytest.mark.parametrize(

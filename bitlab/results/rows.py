@@ -28,6 +28,7 @@ GLUE = {
 }
 SQUAD = {"EM": ("squad", ("exact_match",)), "F1": ("squad", ("f1",))}
 UNEVEN = 5  # budgets of a row's tasks that differ by more are not averaged over
+SAME = 9  # digits: beyond them a training that is repeated on another day may differ
 NOT_AVERAGED = "MNLI-mm"  # the average is over tasks, as BiT's own rows are: MNLI counts once
 DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 # What of a run's configuration is told by other means; any other option that is not at its default marks a row.
@@ -206,7 +207,7 @@ def runs_of(result: dict) -> list[tuple[tuple, Run]]:
             task=get_task(result["task"]).name,
             seed=result["seed"] if own else -1,
             # a given teacher is one model, whatever the seed of its students: its numbers tell it from another one
-            model=(result["seed"],) if own else tuple(stages[FULL][name] for name in ("score", "steps", "seconds")),
+            model=(result["seed"],) if own else (stages[FULL]["steps"], *_metrics(stages[FULL], config).values()),
             recipe=_recipe(config, settings if own else {}),
             metrics=_metrics(stages[precision], config),
             full=_metrics(stages[FULL], config),
@@ -255,10 +256,10 @@ def _training(settings: dict, stage: dict, config: dict) -> dict[str, float]:
 
 
 def _metrics(stage: dict, config: dict) -> dict[str, float]:
-    """A stage's metrics; where MNLI was evaluated on its mismatched set alone, they are marked as that."""
+    """A stage's metrics, rounded; where MNLI was evaluated on its mismatched set alone, they are marked as that."""
     dev = [name for name in config["examples"] if name != "train"]
     mark = "_mismatched" if dev == ["validation_mismatched"] else ""
-    return {name + mark: value for name, value in stage["metrics"].items()}
+    return {name + mark: round(value, SAME) for name, value in stage["metrics"].items()}
 
 
 def _machine(machine: dict) -> str:
