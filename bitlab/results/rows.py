@@ -28,7 +28,7 @@ GLUE = {
 }
 SQUAD = {"EM": ("squad", ("exact_match",)), "F1": ("squad", ("f1",))}
 UNEVEN = 5  # budgets of a row's tasks that differ by more are not averaged over
-SAME = 9  # digits: beyond them a training that is repeated on another day may differ
+SAME = 12  # digits: beyond them a training that is repeated on another day may differ
 NOT_AVERAGED = "MNLI-mm"  # the average is over tasks, as BiT's own rows are: MNLI counts once
 DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 # What of a run's configuration is told by other means; any other option that is not at its default marks a row.
