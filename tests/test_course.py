@@ -236,6 +236,15 @@ class TestNotebook:
         counts = [cell.execution_count for cell in cells(path) if cell.source.strip()]
         assert counts == list(range(1, len(counts) + 1)), "run make refresh"
 
+    def test_the_overview_shows_its_budget(self, path):
+        """Notebook 00 reads the budget lines when it runs: after `make budgets` it has to run again."""
+        (quick,) = re.findall(r"quick (\d+ seconds)", nbformat.read(path, as_version=4).cells[0].source)
+        tables = [
+            str(output.get("data", {}).get("text/markdown")) for cell in cells(NOTEBOOKS[0]) for output in cell.outputs
+        ]
+        row = next(line for table in tables for line in table.split("\n") if line.startswith(f"| [{path.stem[:2]}]("))
+        assert row.endswith(f"| {quick} |"), "run make refresh"
+
     def test_outputs_are_clean(self, path):
         for cell in cells(path):
             for output in cell.outputs:
