@@ -122,7 +122,7 @@ def _positions(config: PretrainedConfig) -> int:
     return config.max_position_embeddings - unused
 
 
-def digest(name: str | os.PathLike) -> str | None:
+def weights_digest(name: str | os.PathLike) -> str | None:
     """What tells a model's folder from another of the same name: a hash of its configuration and weights. None for
     models that their name tells."""
     source = resolve_model(name)

@@ -24,7 +24,7 @@ from bitlab.convert import binarize, set_precision
 from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError
 from bitlab.experiments.training import EVALUATION_BATCH, processes, save_stage, set_dropout, train_stage
-from bitlab.models import digest, load_model, load_tokenizer, quiet
+from bitlab.models import load_model, load_tokenizer, quiet, weights_digest
 from bitlab.schedule import StageSettings
 
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
@@ -133,12 +133,12 @@ def distil(
         "texts": {"train": len(texts.train), "validation": len(texts.evaluations["validation"])},
         "tokens": sum(map(len, texts.train["input_ids"])),
         "data_digest": runs.digest(texts.train),
-        "model_digest": digest(model),
+        "model_digest": weights_digest(model),
     }
     main = processes().is_main_process
     with quiet(), runs.claim(Path(output), config, again) if main else nullcontext():
         processes().wait_for_everyone()
-        record = runs.read_json(Path(output) / bits.precision / "stage.json")
+        record = runs.read_json(Path(output) / bits.precision / runs.STAGE)
         if record is not None:
             report(f"{output} holds this encoder already (--again trains it again)")
             return record

@@ -23,7 +23,7 @@ from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.general import start_from
 from bitlab.experiments.prepared import Prepared, prepare
 from bitlab.experiments.training import predict, processes, save_stage, set_dropout, train_stage
-from bitlab.models import digest, load_model, load_tokenizer, quiet
+from bitlab.models import load_model, load_tokenizer, quiet, weights_digest
 from bitlab.schedule import FULL
 from bitlab.tasks import get_task
 
@@ -92,7 +92,7 @@ def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedMo
             f"teacher {Path(experiment.teacher).name!r} scores {score:.3f} on {task.title} dev, expected above "
             f"{expected:.3f}: check that it was trained for this task and that its label order fits"
         )
-    trained = runs.read_json(Path(experiment.teacher) / "stage.json") or {"steps": 0, "seconds": 0.0}
+    trained = runs.read_json(Path(experiment.teacher) / runs.STAGE) or {"steps": 0, "seconds": 0.0}
     record = {"score": score, "metrics": metrics, "steps": trained["steps"], "seconds": trained["seconds"]}
     return model, record, files
 
@@ -115,7 +115,7 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     config["augment"] = data.augmentation
     config["data_digest"] = runs.digest(data.train, *data.evaluations.values())
     names = {"model": experiment.teacher or experiment.model, "start": experiment.start}
-    config["model_digest"] = {role: found for role, name in names.items() if name and (found := digest(name))}
+    config["model_digest"] = {role: found for role, name in names.items() if name and (found := weights_digest(name))}
     config["examples"] = data.sizes()
     config |= data.options()
     config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in experiment.path.precisions}
@@ -128,7 +128,7 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
     full = previous = None
     for number, precision in enumerate(schedule.precisions):
         report(f"stage {number} of {len(schedule.stages)}: {precision}")
-        record = runs.read_json(folder / precision / "stage.json")
+        record = runs.read_json(folder / precision / runs.STAGE)
         if record is None:
             if precision == FULL and given:
                 record = {"precision": FULL, **given[1]}

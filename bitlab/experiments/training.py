@@ -178,7 +178,7 @@ def save_stage(
             tokenizer.save_pretrained(partial)
             for name, content in {"log.json": log, **(files or {})}.items():
                 (runs.write_text if isinstance(content, str) else runs.write_json)(partial / name, content)
-            runs.write_json(partial / "stage.json", record)
+            runs.write_json(partial / runs.STAGE, record)
     processes().wait_for_everyone()
 
 
