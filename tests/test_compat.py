@@ -1,4 +1,4 @@
-"""What bitlab wrote at commit 148a635 is read today, and says the same. tests/compat/README.md tells how it was made."""
+"""What bitlab wrote at commit 148a635 is read today and says the same; tests/compat/README.md tells how it was made."""
 
 import importlib.util
 import json
@@ -20,7 +20,6 @@ from bitlab.packed import load_packed
 COMPAT = Path(__file__).parent / "compat"
 LATENT = ["bert-W1A1", "bert-W1A2", "distilbert-W1A1", "bibert-W1A1", "binarybert-W2A4"]
 TOLERANCE = {"rtol": 0, "atol": 1e-5}  # no number lies nearer than that to the threshold that decides its code
-COMMAND = "glue rte --model sample --data sample --schedule W1A1 --max-steps 10 --seed 3".split()
 
 
 def kept(name):
@@ -63,7 +62,8 @@ def test_the_table_of_stored_results(tmp_path, capsys):
 
 def test_a_finished_run_stays_finished(tmp_path, capsys):
     run = Path(shutil.copytree(COMPAT / "run", tmp_path / "run"))
-    assert cli.main([*COMMAND, "--output", str(run), "--json"]) == 0
+    options = f"--model sample --data sample --schedule W1A1 --max-steps 10 --seed 3 --output {run} --json"
+    assert cli.main(["glue", "rte", *options.split()]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((COMPAT / "run" / "result.json").read_text())
     assert sorted(path.name for path in (run / "W1A1").iterdir()) == ["log.json", "stage.json"]  # nothing was trained
 
