@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 
-from bitlab import baselines, packed  # so that from_pretrained knows the other methods and packed checkpoints
+from bitlab import packed, rivals  # so that from_pretrained knows the other methods and packed checkpoints
 from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
 from bitlab.errors import BitlabError
@@ -24,7 +24,7 @@ __all__ = [
     "BitConfig",
     "BitlabError",
     "ElasticBinarizer",
-    "baselines",
+    "rivals",
     "binarize",
     "packed",
     "set_precision",

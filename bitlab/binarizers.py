@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from bitlab.compiled import compiled
 from bitlab.errors import BitlabError
-from bitlab.fused import fused
 
 ACTIVATION_BITS = (1, 2, 4, 8)
 SMALLEST_ALPHA = 1e-5
@@ -93,7 +93,7 @@ class _ElasticCodes(Function):
         return *grads, None, None
 
 
-@fused
+@compiled
 def codes_forward(x: Tensor, alpha: Tensor, beta: Tensor | None, bits: int, signed: bool) -> Tensor:
     """The bare forward formula, without gradients."""
     x = x if beta is None else x - beta
@@ -102,7 +102,7 @@ def codes_forward(x: Tensor, alpha: Tensor, beta: Tensor | None, bits: int, sign
     return torch.clamp(torch.round(x / alpha.clamp_min(SMALLEST_ALPHA)), *levels(bits, signed))
 
 
-@fused
+@compiled
 def codes_backward(
     grad_codes: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, bits: int, signed: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -180,7 +180,7 @@ class _WeightCodes(Function):
         return grad_codes / m.clamp_min(torch.finfo(m.dtype).tiny)
 
 
-@fused
+@compiled
 def weight_forward(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The bare formula of `weight_codes`, without gradients."""
     return sign(weight - weight.mean()), weight.abs().mean()

@@ -190,7 +190,7 @@ def _add_distil_options(parser: argparse.ArgumentParser) -> None:
 
 def _distil(options: argparse.Namespace) -> int:
     from bitlab.experiments.general import SETTINGS, distil
-    from bitlab.experiments.training import processes
+    from bitlab.experiments.stage import processes
 
     settings = replace(SETTINGS, **{k: v for k, v in vars(options).items() if hasattr(SETTINGS, k)})
     names = ("output", "model", "precision", "max_length", "seed", "again")
@@ -203,7 +203,7 @@ def _distil(options: argparse.Namespace) -> int:
 
 
 def _glue(options: argparse.Namespace) -> int:
-    from bitlab.tasks import get_glue_task
+    from bitlab.data.tasks import get_glue_task
 
     get_glue_task(options.task)
     return _experiment(options)
@@ -211,7 +211,7 @@ def _glue(options: argparse.Namespace) -> int:
 
 def _experiment(options: argparse.Namespace) -> int:
     from bitlab.experiments import Experiment, run
-    from bitlab.experiments.training import processes
+    from bitlab.experiments.stage import processes
 
     names = {field.name for field in fields(Experiment)}
     experiment = Experiment(**{key: value for key, value in vars(options).items() if key in names})
@@ -259,8 +259,8 @@ def _augment(options: argparse.Namespace) -> int:
     from functools import partial
 
     from bitlab.data.augment import augment, settings_for
+    from bitlab.data.tasks import get_glue_task
     from bitlab.models import load_masked_lm
-    from bitlab.tasks import get_glue_task
 
     task = get_glue_task(options.task)
     names = ("tries", "probability", "candidates", "seed")

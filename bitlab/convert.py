@@ -45,7 +45,7 @@ def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrai
             `model.set_attn_implementation("sdpa")` it would compute with floats again.
         config: precision and options; W1A1 if None.
     Returns: the same model, with a copy of `config` as `model.config.quantization_config`.
-    With `config.method` "bibert" or "binarybert" the layers are that method's own (`bitlab.baselines`).
+    With `config.method` "bibert" or "binarybert" the layers are that method's own (`bitlab.rivals`).
     Errors: BitlabError if the model is binary already or not built as bitlab expects.
     """
     config = copy.deepcopy(config) if config else BitConfig()  # it will follow this model's precision, nobody else's

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from bitlab import environment, fused
+from bitlab import compiled
 from bitlab.data.sources import DATA_VARIABLE, hub_offline, hub_reachable
 from bitlab.errors import BitlabError
+from bitlab.experiments import environment
 from bitlab.models import MINILM_ADVICE, minilm_folder
 from bitlab.packed import backend_status
 
@@ -21,9 +22,12 @@ def findings() -> Iterator[str]:
     yield f"machine   {info['processor']}, {info['threads']} thread{'s' * (info['threads'] != 1)}"
     yield _line("gpu", torch.cuda.is_available(), info.get("gpu", "none"), "not needed; training is faster with one")
     yield _line(
-        "compiler", fused.compiler() is not None, _name(fused.compiler()), "install g++ or clang: training is faster"
+        "compiler",
+        compiled.compiler() is not None,
+        _name(compiled.compiler()),
+        "install g++ or clang: training is faster",
     )
-    yield _line("fused", *fused.status(), f"unset {fused.VARIABLE}, and see compiler")
+    yield _line("compiled", *compiled.status(), f"unset {compiled.VARIABLE}, and see compiler")
     backend, why = backend_status()
     yield _line(
         "packed", backend == "c", f"{backend}: {why}", "install a C compiler (gcc or clang): inference is faster"

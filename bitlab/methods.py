@@ -1,7 +1,7 @@
 """The binarization methods, as a table: what each puts in the place of a float layer, and which precisions it has.
 
 `convert.py` works from this table and knows no method by name. BiT is built from `layers.py`; the rivals in
-`bitlab.baselines` enter themselves when they are imported, which `import bitlab` does.
+`bitlab.rivals` enter themselves when they are imported, which `import bitlab` does.
 """
 
 from collections.abc import Callable

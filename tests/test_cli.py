@@ -13,8 +13,8 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceCl
 import bitlab
 from bitlab import cli, experiments
 from bitlab.data.sample import sample_tokenizer
+from bitlab.data.tasks import get_task
 from bitlab.models import load_model, load_tokenizer
-from bitlab.tasks import get_task
 
 HEADER = "index\tsentence1\tsentence2\tlabel\n"
 ROW = "0\ta red cup .\tthe cup is red .\tentailment\n1\ta red cup .\tthe cup is blue .\tnot_entailment\n"
@@ -26,7 +26,7 @@ def here(tmp_path, monkeypatch):
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("BITLAB_FUSED", "off")
+    monkeypatch.setenv("BITLAB_COMPILE", "off")
     monkeypatch.delenv("BITLAB_DATA", raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def test_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     kinds = [line.split()[0] for line in out.splitlines()]
-    assert kinds[:5] == ["versions", "machine", "gpu", "compiler", "fused"]
+    assert kinds[:5] == ["versions", "machine", "gpu", "compiler", "compiled"]
     assert kinds.count("model") == 3 and kinds.count("data") == 3
     assert f"torch {torch.__version__}" in out
     for line in out.splitlines()[2:]:
@@ -125,11 +125,11 @@ def test_doctor(capsys):
 
 
 def test_doctor_without_anything(capsys, monkeypatch):
-    from bitlab import fused
+    from bitlab import compiled
 
     monkeypatch.setenv("BITLAB_DATA", "/nowhere")
-    monkeypatch.setenv("BITLAB_FUSED", "auto")
-    monkeypatch.setattr(fused, "compiler", lambda: None)
+    monkeypatch.setenv("BITLAB_COMPILE", "auto")
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("compiler  --") and "install g++" in line for line in lines)
@@ -137,8 +137,8 @@ def test_doctor_without_anything(capsys, monkeypatch):
 
 
 def test_doctor_with_a_word_that_is_no_mode(capsys, monkeypatch):
-    monkeypatch.setenv("BITLAB_FUSED", "nonsense")
-    assert "BITLAB_FUSED is 'nonsense'" in refused(capsys, "doctor")
+    monkeypatch.setenv("BITLAB_COMPILE", "nonsense")
+    assert "BITLAB_COMPILE is 'nonsense'" in refused(capsys, "doctor")
 
 
 def test_help_names_every_option(capsys):
@@ -204,7 +204,7 @@ def test_bad_arguments(capsys, monkeypatch, arguments, says):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if arguments[-2:] == ("--teacher", "sample"):
         # by luck it could be above
-        monkeypatch.setattr("bitlab.experiments.training.Prepared.trivial_score", lambda self: 1.0)
+        monkeypatch.setattr("bitlab.experiments.stage.Prepared.trivial_score", lambda self: 1.0)
     assert says in refused(capsys, *arguments)
 
 
@@ -313,7 +313,7 @@ def test_bad_models_for_squad(capsys, tmp_path):
 
 
 def test_a_weak_teacher(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("bitlab.experiments.training.Prepared.trivial_score", lambda self: 1.0)
+    monkeypatch.setattr("bitlab.experiments.stage.Prepared.trivial_score", lambda self: 1.0)
     load_model("sample", "rte").save_pretrained(tmp_path / "weak")
     load_tokenizer("sample").save_pretrained(tmp_path / "weak")
     capsys.readouterr()

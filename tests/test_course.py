@@ -9,10 +9,10 @@ import nbformat
 import pytest
 import torch
 
-from bitlab import course, exercises, results
-from bitlab.course import series
+from bitlab import course, results
+from bitlab.course import exercises, series
+from bitlab.data.metrics import normalize_answer
 from bitlab.errors import BitlabError
-from bitlab.metrics import normalize_answer
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 
 import bitlab
-from bitlab import cli, runs
+from bitlab import cli, files
 from bitlab.data.glue import LAYOUTS, load_glue
 from bitlab.data.sample import sample_config, sample_tokenizer
+from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, evaluate, run, running, training
+from bitlab.experiments import Experiment, evaluate, run, running
+from bitlab.experiments import stage as stages
 from bitlab.experiments.prepared import prepare
 from bitlab.models import load_model, load_tokenizer
-from bitlab.tasks import get_task
 
 TINY = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-4, "teacher_learning_rate": 5e-4}
 ROWS = {"train": 64, "dev": 64}
@@ -33,16 +34,16 @@ ROWS = {"train": 64, "dev": 64}
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_trainers():
     """One thread and no compiler are the fastest way through models this small; see also test_distillation."""
-    threads, fused = torch.get_num_threads(), os.environ.get("BITLAB_FUSED")
+    threads, fused = torch.get_num_threads(), os.environ.get("BITLAB_COMPILE")
     torch.set_num_threads(1)
-    os.environ["BITLAB_FUSED"] = "off"
+    os.environ["BITLAB_COMPILE"] = "off"
     gc.freeze()
     yield
     gc.unfreeze()
     torch.set_num_threads(threads)
-    os.environ.pop("BITLAB_FUSED")
+    os.environ.pop("BITLAB_COMPILE")
     if fused is not None:
-        os.environ["BITLAB_FUSED"] = fused
+        os.environ["BITLAB_COMPILE"] = fused
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def go(folder, task="rte", again=False, report=silent, any_teacher=True, **optio
     """Run an experiment. A given teacher may be as bad as one after twelve steps is."""
     with pytest.MonkeyPatch.context() as patch:
         if any_teacher and "teacher" in options:
-            patch.setattr(training.Prepared, "trivial_score", lambda self: 0.0)
+            patch.setattr(stages.Prepared, "trivial_score", lambda self: 0.0)
         return run(Experiment(task, **TINY | options), folder, again, report)
 
 
@@ -145,8 +146,8 @@ def test_what_lies_in_the_folder(finished):
     names = {p.name for p in folder.iterdir()}
     assert names == {".lock", "experiment.json", "result.json", "W32A32", "W1A2", "W1A1"}
     for stage in result["stages"]:
-        files = {p.name for p in (folder / stage["precision"]).iterdir()}
-        assert {"config.json", "model.safetensors", "tokenizer.json", "stage.json", "log.json"} <= files
+        names = {p.name for p in (folder / stage["precision"]).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "stage.json", "log.json"} <= names
         predictions = (folder / stage["precision"] / "predictions" / "dev" / "RTE.tsv").read_text().splitlines()
         words = load_glue("rte", "sample")["validation"].features["label"].names
         dev = [words[label] for label in load_glue("rte", "sample")["validation"]["label"][: len(predictions) - 1]]
@@ -247,22 +248,22 @@ def at(moment, monkeypatch):
         return getattr(model.config, "quantization_config", None) is not None
 
     if moment == "first step":
-        patch = (training.Progress, "on_train_begin")
-        monkeypatch.setattr(
-            *patch, dying(training.Progress.on_train_begin, lambda self, *_, **__: self.title == "W1A1")
-        )
+        patch = (stages.Progress, "on_train_begin")
+        monkeypatch.setattr(*patch, dying(stages.Progress.on_train_begin, lambda self, *_, **__: self.title == "W1A1"))
     elif moment == "checkpoint half written":
-        patch = (training.MarkWhole, "on_save")
-        original = training.MarkWhole.on_save
+        patch = (stages.MarkWhole, "on_save")
+        original = stages.MarkWhole.on_save
         in_w1a1 = lambda self, args, state, *_, **__: "W1A1" in args.output_dir and state.global_step > 25  # noqa: E731
         monkeypatch.setattr(*patch, dying(original, in_w1a1))
     elif moment == "trained, not evaluated":
         monkeypatch.setattr(running, "predict", dying(running.predict, binary))
     elif moment == "stage half saved":
-        saves = dying(runs.write_json, lambda path, content: path.parent.name == "W1A1.partial")
-        monkeypatch.setattr(runs, "write_json", saves)
+        saves = dying(files.write_json, lambda path, content: path.parent.name == "W1A1.partial")
+        monkeypatch.setattr(files, "write_json", saves)
     elif moment == "before the result":
-        monkeypatch.setattr(runs, "write_json", dying(runs.write_json, lambda path, content: path.name == runs.RESULT))
+        monkeypatch.setattr(
+            files, "write_json", dying(files.write_json, lambda path, content: path.name == files.RESULT)
+        )
 
 
 MOMENTS = ("first step", "checkpoint half written", "trained, not evaluated", "stage half saved", "before the result")
@@ -586,7 +587,7 @@ def test_a_given_teachers_words_are_its_own(finished, tmp_path, monkeypatch):
 
 
 def test_a_weak_teacher_of_our_own_is_said_to_be_weak(tmp_path, monkeypatch):
-    monkeypatch.setattr(training.Prepared, "trivial_score", lambda self: 1.0)
+    monkeypatch.setattr(stages.Prepared, "trivial_score", lambda self: 1.0)
     lines = []
     go(tmp_path / "run", schedule="W1A1", max_steps=2, report=lines.append)
     assert any("does not beat a constant answer (1.000)" in line for line in lines)

@@ -13,8 +13,8 @@ from bitlab.data.glue import load_glue
 from bitlab.errors import BitlabError
 from bitlab.experiments import Experiment, general, run
 from bitlab.experiments.general import distil, missed, read_texts, start_from
+from bitlab.experiments.schedule import StageSettings
 from bitlab.models import load_model, load_tokenizer, quiet
-from bitlab.schedule import StageSettings
 
 # in mixed precision, for which accelerate puts a wrapper around the model that must be gone when it is measured
 SETTINGS = StageSettings(100, 8, learning_rate=2e-3, max_steps=60, alpha_learning_rate=1e-2, bf16=True)
@@ -25,7 +25,7 @@ LAST = "encoder.layer.1.output.dense"
 def _no_compiler():
     """Without it models this small train fastest; see also test_experiments."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITLAB_FUSED", "off")
+        patch.setenv("BITLAB_COMPILE", "off")
         yield
 
 

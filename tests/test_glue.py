@@ -11,8 +11,8 @@ from bitlab.data import sources
 from bitlab.data.glue import encode, load_glue
 from bitlab.data.sample import sample_glue, sample_tokenizer
 from bitlab.data.sources import resolve_source
+from bitlab.data.tasks import TASKS, get_glue_task, get_task
 from bitlab.errors import BitlabError
-from bitlab.tasks import TASKS, get_glue_task, get_task
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

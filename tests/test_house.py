@@ -12,9 +12,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
-CORE = {"binarizers", "fused", "layers", "attention", "config", "convert", "cost", "errors", "methods"}
-FLOW = ["data", "models", "distillation", "schedule", "experiments", "results", "course"]
-NOTEBOOK_NEEDS = {"course", "widgets", "exercises", "plots", "activations"}
+CORE = {"binarizers", "compiled", "layers", "attention", "config", "convert", "cost", "errors", "files", "methods"}
+FLOW = ["data", "models", "distillation", "experiments", "results", "course"]
 
 
 def imports(path: Path) -> set[str]:
@@ -74,9 +73,9 @@ def test_data_flows_one_way(path):
         assert not used & set(FLOW[FLOW.index(part) + 1 :]), "data flow from the left to the right"
     if part == "packed":
         assert not used & set(FLOW[2:]), "packed takes a trained model and never reaches back into training"
-    if part not in NOTEBOOK_NEEDS:
-        assert not used & {"course", "widgets", "exercises"}, "only the notebooks need these"
+    if part != "course":
+        assert "course" not in used, "only the notebooks need the course"
 
 
 def test_the_import_scanner_sees_imports():
-    assert {"plots", "course", "errors"} <= imports(ROOT / "bitlab" / "widgets.py")
+    assert {"course", "errors"} <= imports(ROOT / "bitlab" / "course" / "explore.py")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitlab.data.metrics import glue_metrics, normalize_answer, squad_metrics
 from bitlab.data.sample import sample_glue
 from bitlab.data.squad import read_squad
+from bitlab.data.tasks import TASKS
 from bitlab.errors import BitlabError
-from bitlab.metrics import glue_metrics, normalize_answer, squad_metrics
-from bitlab.tasks import TASKS
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

@@ -22,10 +22,10 @@ from transformers import (
 from bitlab import models
 from bitlab.data.glue import encode
 from bitlab.data.sample import sample_config, sample_tokenizer
+from bitlab.data.tasks import TASKS
 from bitlab.doctor import describe_sources
 from bitlab.errors import BitlabError
 from bitlab.models import load_model, load_tokenizer, resolve_model, teacher_label_order
-from bitlab.tasks import TASKS
 
 MNLI = ("entailment", "neutral", "contradiction")
 ORIGINAL = ("contradiction", "entailment", "neutral")

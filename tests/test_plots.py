@@ -12,9 +12,9 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 from torch import nn
 
-from bitlab import plots, widgets
-from bitlab.activations import readable, record, snapshot, table
 from bitlab.binarizers import elastic
+from bitlab.course import explore, plots
+from bitlab.course.probes import readable, record, snapshot, table
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryLinear, ElasticBinarizer
 
@@ -161,7 +161,7 @@ class Shown:
 @pytest.fixture
 def shown(monkeypatch):
     shown = Shown()
-    monkeypatch.setattr(widgets, "display", shown)
+    monkeypatch.setattr(explore, "display", shown)
     return shown
 
 
@@ -188,7 +188,7 @@ def test_headless_draws_once_at_the_defaults(shown, monkeypatch):
     monkeypatch.delenv("PYTEST_VERSION")
     monkeypatch.setenv("BITLAB_HEADLESS", "1")
     draw = Draw()
-    widgets.explore(draw, **CONTROLS)
+    explore.explore(draw, **CONTROLS)
     assert draw.calls == [DEFAULTS]
     assert [type(thing).__name__ for thing in shown.objects] == ["Figure"]
     assert not plt.get_fignums(), "a figure left open is shown twice"
@@ -196,7 +196,7 @@ def test_headless_draws_once_at_the_defaults(shown, monkeypatch):
 
 def test_under_pytest_every_other_value_is_tried_and_none_is_shown(shown):
     draw = Draw()
-    widgets.explore(draw, **CONTROLS | {"alpha": (0, 4, 1, 2)})
+    explore.explore(draw, **CONTROLS | {"alpha": (0, 4, 1, 2)})
     tried = [{"alpha": 0}, {"alpha": 4}, {"beta": 0.0}, {"beta": 1.0}, {"set": "unsigned"}, {"on": False}]
     tried += [{"text": ""}, {"text": "not " * 600}, {"text": draw.calls[-1]["text"]}]
     assert draw.calls == [DEFAULTS, *(DEFAULTS | values for values in tried)]
@@ -216,23 +216,23 @@ def test_under_pytest_a_text_that_cannot_be_drawn_is_an_error(shown):
         ax.set_title("$\\frac$" if text.startswith("🎬") else "fine")  # fails when it is drawn, not when it is made
         return ax
 
-    widgets.explore(careful, text="hi")
+    explore.explore(careful, text="hi")
     with pytest.raises(ValueError, match="frac"):
-        widgets.explore(careless, text="hi")
+        explore.explore(careless, text="hi")
 
 
 def test_headless_lets_errors_through(shown):
     with pytest.raises(ValueError, match="too much"):
-        widgets.explore(Draw(), alpha=(0, 3, 1, 3))
+        explore.explore(Draw(), alpha=(0, 3, 1, 3))
     with pytest.raises(ValueError, match="too much"):
-        widgets.explore(Draw(), alpha=(0, 3, 1, 1))
+        explore.explore(Draw(), alpha=(0, 3, 1, 1))
     with pytest.raises(BitlabError, match="returned nothing"):
-        widgets.explore(lambda: None)
+        explore.explore(lambda: None)
 
 
 def test_live_controls_redraw_in_place_and_show_errors(live):
     draw = Draw()
-    widgets.explore(draw, **CONTROLS)
+    explore.explore(draw, **CONTROLS)
     _, box, figure = live.objects
     assert draw.calls == [{"alpha": 2, "beta": 0.5, "set": "signed", "on": True, "text": "hi"}]
     names = [type(field).__name__ for field in box.children]
@@ -253,7 +253,7 @@ def test_live_controls_redraw_in_place_and_show_errors(live):
 @pytest.mark.parametrize("control", [3, (0, 1), (0, 1, 0.1, 5), (0, 1, 0, 0), [], None])
 def test_what_is_no_control_is_refused(control):
     with pytest.raises(BitlabError, match="describes no control"):
-        widgets.explore(Draw(), alpha=control)
+        explore.explore(Draw(), alpha=control)
 
 
 # Activations

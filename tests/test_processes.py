@@ -14,7 +14,7 @@ from transformers import AutoModel
 import bitlab
 from bitlab.data.glue import LAYOUTS, load_glue
 from bitlab.data.sample import sample_config, sample_tokenizer
-from bitlab.tasks import get_task
+from bitlab.data.tasks import get_task
 
 STEPS, SEED = 20, 0
 
@@ -72,7 +72,7 @@ def train(output, processes, model, data):
     command += ["--max-steps", str(STEPS), "--batch-size", "16", "--output", str(output)]
     command += ["--learning-rate", "5e-4", "--teacher-learning-rate", "5e-4", "--seed", str(SEED)]
     root = str(Path(bitlab.__file__).parent.parent)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "BITLAB_FUSED": "off"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "BITLAB_COMPILE": "off"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads((output / "result.json").read_text())

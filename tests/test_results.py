@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bitlab import BitlabError, cli, results, runs
+from bitlab import BitlabError, cli, files, results
 from bitlab.data.glue import load_glue
+from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
 from bitlab.results import load, published
 from bitlab.results.rows import GLUE, rows, spread
-from bitlab.results.tables import report
-from bitlab.tasks import TASKS, get_task
+from bitlab.results.table import report
 
 TEACHER, STUDENT = 0.9, 0.7
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -282,7 +282,7 @@ def test_bad_arguments(tmp_path, capsys, arguments, says):
 def test_storing_a_run_keeps_curves_and_the_cost_of_its_models(tmp_path):
     run = tmp_path / "my-run"
     run.mkdir()
-    runs.write_json(run / "result.json", result())
+    files.write_json(run / "result.json", result())
     for precision in ("W32A32", "W1A1"):
         model = load_model("sample", "rte")
         if precision == "W1A1":
@@ -291,7 +291,7 @@ def test_storing_a_run_keeps_curves_and_the_cost_of_its_models(tmp_path):
             model = binarize(model, BitConfig.from_precision(precision))
         model.save_pretrained(run / precision)
         load_tokenizer("sample").save_pretrained(run / precision)
-        runs.write_json(run / precision / "log.json", [{"step": step, "loss": 1 / step} for step in range(1, 101)])
+        files.write_json(run / precision / "log.json", [{"step": step, "loss": 1 / step} for step in range(1, 101)])
     path = results.store(run, tmp_path / "stored")
     assert path.name == "my-run.json"
     (stored,) = load(tmp_path / "stored")
@@ -305,7 +305,7 @@ def test_storing_a_run_keeps_curves_and_the_cost_of_its_models(tmp_path):
 
 def finished(folder, content):
     """A run's folder that holds its result and none of its models."""
-    runs.write_json(folder / "result.json", content)
+    files.write_json(folder / "result.json", content)
     return folder
 
 
@@ -352,9 +352,9 @@ def test_a_stored_result_is_not_replaced_by_another_runs(tmp_path):
 
 
 def test_a_general_distillation_is_no_result(tmp_path, capsys):
-    runs.write_json(tmp_path / "general" / "experiment.json", {"model": "minilm", "precision": "W1A1"})
-    runs.write_json(tmp_path / "general" / "W1A1" / "stage.json", {})
-    runs.write_json(tmp_path / "begun" / "experiment.json", {"task": "rte", "model": "minilm"})
+    files.write_json(tmp_path / "general" / "experiment.json", {"model": "minilm", "precision": "W1A1"})
+    files.write_json(tmp_path / "general" / "W1A1" / "stage.json", {})
+    files.write_json(tmp_path / "begun" / "experiment.json", {"task": "rte", "model": "minilm"})
     for name, says in (("general", "holds a general distillation, no task's result"), ("begun", "to finish it")):
         assert cli.main(["results", str(tmp_path / name), "--folder", str(tmp_path / "stored")]) == 2
         assert says in (err := capsys.readouterr().err) and err.count("\n") == 1

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from bitlab.data.glue import encode
+from bitlab.data.metrics import glue_metrics
 from bitlab.data.sample import BAD, GOOD, sample_glue, sample_squad, sample_tokenizer, vocabulary
 from bitlab.data.schema import SQUAD_FEATURES, glue_features
+from bitlab.data.tasks import TASKS
 from bitlab.errors import BitlabError
-from bitlab.metrics import glue_metrics
 from bitlab.models import load_model
-from bitlab.tasks import TASKS
 
 
 def texts(task, rows):

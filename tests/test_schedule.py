@@ -3,7 +3,7 @@
 import pytest
 
 from bitlab.errors import BitlabError
-from bitlab.schedule import FULL, Schedule, StageSettings
+from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 
 
 @pytest.mark.parametrize(

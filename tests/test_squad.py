@@ -11,17 +11,18 @@ from datasets import Dataset
 
 from bitlab import cli
 from bitlab.data.answers import best_answers, best_texts
+from bitlab.data.metrics import normalize_answer, squad_metrics
 from bitlab.data.sample import sample_squad, sample_tokenizer
 from bitlab.data.schema import SQUAD_FEATURES
 from bitlab.data.squad import read_squad
+from bitlab.data.tasks import SQUAD, get_task
 from bitlab.data.windows import Windows, WindowSizes, encode_windows
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, run, running, training
+from bitlab.experiments import Experiment, run, running
+from bitlab.experiments import stage as stages
 from bitlab.experiments.prepared import prepare
-from bitlab.metrics import normalize_answer, squad_metrics
 from bitlab.models import load_model, load_tokenizer
 from bitlab.packed import load_packed
-from bitlab.tasks import SQUAD, get_task
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TINY = {"max_steps": 12, "batch_size": 8, "train_examples": 48, "schedule": "W1A1"}
@@ -31,7 +32,7 @@ WORDS = "the cook is in the kitchen . the nurse left at noon . the king sold the
 
 @pytest.fixture(autouse=True)
 def _cheap(tmp_path, monkeypatch):
-    monkeypatch.setenv("BITLAB_FUSED", "off")
+    monkeypatch.setenv("BITLAB_COMPILE", "off")
     monkeypatch.delenv("BITLAB_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
@@ -279,7 +280,7 @@ def go(output, folder, **options):
 def finished(tmp_path_factory, folder):
     output = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITLAB_FUSED", "off")
+        patch.setenv("BITLAB_COMPILE", "off")
         return output, go(output, folder)
 
 
@@ -304,10 +305,10 @@ def test_a_model_learns_to_answer(tmp_path):
     """What the course and the quick preset rest on, in small: the loss of start and end teaches."""
     data = prepare(SQUAD, "sample", sample_tokenizer())
     model = load_model("sample", "squad")
-    before = training.evaluate(model, data)[1]["f1"]
+    before = stages.evaluate(model, data)[1]["f1"]
     settings = Experiment("squad", max_steps=60).settings("W32A32")
-    training.train_stage(model, [], data, settings, tmp_path / "training", 0, None)
-    assert before < 0.3 and training.evaluate(model, data)[1]["f1"] > before + 0.2
+    stages.train_stage(model, [], data, settings, tmp_path / "training", 0, None)
+    assert before < 0.3 and stages.evaluate(model, data)[1]["f1"] > before + 0.2
 
 
 class Killed(BaseException):

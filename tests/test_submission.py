@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bitlab.data.glue import LAYOUTS
+from bitlab.data.tasks import TASKS
 from bitlab.experiments import Experiment, run, submission
-from bitlab.tasks import TASKS
 
 NAMES = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "QNLI", "RTE"]
 
@@ -48,7 +48,7 @@ def write_mnli(folder, test_rows):
 @pytest.mark.parametrize(("limit", "found"), [(100, {"MNLI-m.tsv", "MNLI-mm.tsv"}), (3, {"MNLI-mm.tsv"})])
 def test_a_run_writes_dev_after_every_stage_and_test_after_the_last(tmp_path, monkeypatch, limit, found):
     monkeypatch.setattr("bitlab.experiments.running.QUICK_TEST", limit)
-    monkeypatch.setenv("BITLAB_FUSED", "off")
+    monkeypatch.setenv("BITLAB_COMPILE", "off")
     torch.set_num_threads(1)
     write_mnli(tmp_path, test_rows=4)
     experiment = Experiment("mnli", data=str(tmp_path), max_steps=1, schedule="W1A1")

@@ -9,11 +9,11 @@ import torch
 
 from bitlab import course
 from bitlab.data.sample import sample_tokenizer
+from bitlab.data.tasks import TASKS, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments import Experiment, evaluate, run
 from bitlab.experiments.prepared import prepare
 from bitlab.models import load_model
-from bitlab.tasks import TASKS, get_task
 
 MNLI = get_task("mnli")
 ORIGINAL = [2, 0, 1]  # contradiction, entailment, neutral, as places in the hub's order
@@ -23,12 +23,12 @@ ORIGINAL = [2, 0, 1]  # contradiction, entailment, neutral, as places in the hub
 def teacher():
     """A sample model that has learned MNLI in the hub's order, and its dev score."""
     torch.set_num_threads(1)
-    os.environ["BITLAB_FUSED"] = "off"
+    os.environ["BITLAB_COMPILE"] = "off"
     data = prepare(MNLI, "sample", sample_tokenizer())
     lab = course.Lab("00", "quick", 0, torch.device("cpu"))
     model = lab.teacher(data)
     yield model, evaluate(model, data)[0]
-    os.environ.pop("BITLAB_FUSED")
+    os.environ.pop("BITLAB_COMPILE")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """`bitlab bench`: packed inference against what torch offers, on the same shapes, interleaved.
 
-Times are medians over the rounds, and ratios are medians of the ratios within a round (`bitlab.timing`). Contenders:
+Times are medians over the rounds, and ratios are medians of those within a round (`bitlab.bench.timing`). Contenders:
 
     float32           torch as it comes
     float32, medium   `torch.set_float32_matmul_precision("medium")`: on some processors another library, and its
@@ -25,14 +25,15 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from bitlab import environment
+from bitlab.bench.timing import measure, ratio
+from bitlab.compiled import matmul_precision
 from bitlab.convert import binarize
 from bitlab.errors import BitlabError
+from bitlab.experiments import environment
 from bitlab.layers import BinaryLinear
 from bitlab.packed import backends, kernel
 from bitlab.packed.layers import PackedLinear
 from bitlab.packed.model import pack
-from bitlab.timing import matmul_precision, measure, ratio
 
 SHAPES = ((768, 768, True), (768, 3072, True), (3072, 768, False))  # inputs, outputs, signed inputs: BERT-base
 BASELINE = "float32"

@@ -4,7 +4,7 @@ measure that makes it fast.
 A step is transformers' own: forward, backward, clipping, optimizer. The rows:
 
     fine-tuning               torch as it comes, float32: 1.0
-    fine-tuning, medium       float32 products in their fastest form (`bitlab.timing.matmul_precision`)
+    fine-tuning, medium       float32 products in their fastest form (`bitlab.compiled.matmul_precision`)
     fine-tuning, bf16         and in mixed precision
     distillation              a W1A1 student and its teacher, with every measure; its forward multiplies int8 codes
     distillation, bf16        and in mixed precision (`--bf16`)
@@ -32,17 +32,17 @@ from transformers import (
     default_data_collator,
 )
 
-from bitlab import binarizers, fused
+from bitlab import binarizers, compiled
 from bitlab.binarizers import binarize_weight
+from bitlab.compiled import matmul_precision
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.losses import DistillationConfig
 from bitlab.distillation.optim import parameter_groups
 from bitlab.distillation.teacher_outputs import ROW, TeacherOutputs
 from bitlab.errors import BitlabError
-from bitlab.experiments.training import CPU
+from bitlab.experiments.stage import CPU
 from bitlab.layers import BinaryEmbedding
-from bitlab.timing import matmul_precision
 
 BASELINE = "fine-tuning"
 OURS, OURS_BF16 = "distillation", "distillation, bf16"
@@ -189,14 +189,14 @@ class Step:
 
 @contextmanager
 def _uncompiled():
-    before = os.environ.get(fused.VARIABLE)
-    os.environ[fused.VARIABLE] = "off"
+    before = os.environ.get(compiled.VARIABLE)
+    os.environ[compiled.VARIABLE] = "off"
     try:
         yield
     finally:
-        os.environ.pop(fused.VARIABLE)
+        os.environ.pop(compiled.VARIABLE)
         if before is not None:
-            os.environ[fused.VARIABLE] = before
+            os.environ[compiled.VARIABLE] = before
 
 
 class _WholeEmbedding(BinaryEmbedding):

@@ -1,6 +1,6 @@
 """`bitlab bench train`: what a step of binary distillation costs, beside a plain fine-tuning step on the same batch.
 
-The contenders are listed in `bitlab.bench.steps`. Ratios are taken within a round (`bitlab.timing`).
+The contenders are listed in `bitlab.bench.steps`. Ratios are taken within a round (`bitlab.bench.timing`).
 """
 
 import os
@@ -12,12 +12,12 @@ from itertools import product
 
 import torch
 
-from bitlab import environment
 from bitlab.bench.steps import BASELINE, CONTENDERS, KEPT, KEPT_BF16, MINILM, OURS, Shape, Step
+from bitlab.bench.timing import measure, ratio
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.errors import BitlabError
+from bitlab.experiments import environment
 from bitlab.models import quiet
-from bitlab.timing import measure, ratio
 
 STANDARD_ERROR = 2
 
@@ -130,9 +130,9 @@ def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: in
     the task's maximal length. Our step looks up what the teacher said, as in every epoch but the first. "times" is
     how many times more real tokens a second our step takes than a fixed-length step at 2.6 times the plain one would.
     """
+    from bitlab.data.tasks import get_glue_task
     from bitlab.experiments.prepared import prepare
     from bitlab.models import load_tokenizer
-    from bitlab.tasks import get_glue_task
 
     rows, tokenizer = [], load_tokenizer("minilm")
     with _session(rounds, threads):

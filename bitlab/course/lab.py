@@ -4,12 +4,12 @@ The set-up cell of every notebook:
 
     import bitlab.course
     from bitlab.course import check
-    from bitlab.plots import show
+    from bitlab.course.plots import show
 
     lab = bitlab.course.start("02")
 
 Then `lab.pick(quick=300, full=5000)` wherever a number depends on the preset, and `check("02.1", answer)`
-under each exercise (see `bitlab.exercises` for how one is added). Environment variables: BITLAB_PRESET is
+under each exercise (see `bitlab.course.exercises` for how one is added). Environment variables: BITLAB_PRESET is
 quick (default) or full; BITLAB_STRICT=1 makes `check` raise; BITLAB_HEADLESS, set by the runner, leaves out
 what needs a person.
 """
@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitlab import __version__, exercises
+from bitlab import __version__
+from bitlab.course import exercises
 from bitlab.errors import BitlabError
 
 PRESETS = ("quick", "full")
@@ -59,9 +60,9 @@ class Lab:
     def data(self, task: str = "sst2"):
         """A GLUE task's tokens (an `experiments.prepared.Prepared`): sample data, or real data in the full preset."""
         from bitlab.data.sources import resolve_source
+        from bitlab.data.tasks import get_task
         from bitlab.experiments.prepared import prepare
         from bitlab.models import load_tokenizer
-        from bitlab.tasks import get_task
 
         source, why = resolve_source("auto" if self.full else "sample")
         if self.full:
@@ -87,8 +88,8 @@ class Lab:
             options: for `bitlab.DistillationTrainer`, for instance `distillation=DistillationConfig(hidden=0)`.
         Returns: the log, one dict every so many steps: step, loss and its terms.
         """
-        from bitlab.experiments.training import train_stage
-        from bitlab.schedule import StageSettings
+        from bitlab.experiments.schedule import StageSettings
+        from bitlab.experiments.stage import train_stage
 
         settings = StageSettings(epochs=10_000, batch_size=32, learning_rate=learning_rate, max_steps=steps)
         teachers = [] if teacher is None else [teacher]
@@ -121,7 +122,7 @@ def start(notebook: str, seed: int = 0) -> Lab:
         seed: for Python's, NumPy's and torch's generators.
     Raises: BitlabError if BITLAB_PRESET is neither quick nor full.
     """
-    from bitlab import plots  # matplotlib is a need of the notebooks, not of who only calls `check`
+    from bitlab.course import plots  # matplotlib is a need of the notebooks, not of who only calls `check`
 
     lab = Lab(notebook, preset(), seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     reseed(seed)

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from bitlab import runs
+from bitlab import files
 from bitlab.data import candidates, rewriting
 from bitlab.data.candidates import MaskedLM, read_vectors, replaceable
 from bitlab.data.glue import LAYOUTS, load_glue
 from bitlab.data.rewriting import Job, Settings, make_parts, read_parts
+from bitlab.data.tasks import Task, get_glue_task
 from bitlab.errors import BitlabError
-from bitlab.tasks import Task, get_glue_task
 
 TRIES = {"cola": 30, "mrpc": 30, "rte": 30, "stsb": 30, "sst2": 20, "qnli": 20}  # BiT leaves MNLI and QQP as they are
 TABLE, RECORD, PARTS = "train.tsv", "augment.json", "parts"
@@ -84,7 +84,7 @@ def augment(
     record = _finished(folder, task, config)
     if record is None:
         job = _job(task, rows, nearest, settings, model, report)
-        with runs.claim(folder, config):
+        with files.claim(folder, config):
             make_parts(job, rows, masked_lm, processes, folder / PARTS, report)
             record = _write_table(task, rows, labels, folder, config)
     report(f"{folder / task.folder / TABLE}: {record['original']:,} original rows and {record['new']:,} new ones")
@@ -104,7 +104,7 @@ def load_augmented(task: str | Task, path: str | PathLike) -> tuple[Dataset, dic
         raise BitlabError(f"no augmented {task.title} at {str(path)!r}: give the folder that bitlab augment wrote")
     with open(table, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    record = {"name": path.name, "table": digest[:16], **(runs.read_json(table.with_name(RECORD)) or {})}
+    record = {"name": path.name, "table": digest[:16], **(files.read_json(table.with_name(RECORD)) or {})}
     return load_glue(task, table.parent)["train"], record
 
 
@@ -145,7 +145,7 @@ def _write_table(task: Task, rows, labels, folder: Path, config: dict) -> dict:
     """Put the table and its record in place, both or none, and drop the parts."""
     seen = {_key(texts) for texts in rows}
     new = 0
-    with runs.whole_folder(folder / task.folder) as place:
+    with files.whole_folder(folder / task.folder) as place:
         with open(place / TABLE, "w", encoding="utf-8", newline="\n") as file:
             file.write(_header(task))
             for number, texts in enumerate(rows):
@@ -157,7 +157,7 @@ def _write_table(task: Task, rows, labels, folder: Path, config: dict) -> dict:
                     new += 1
                     file.write(_line(task, number, texts, labels[number]))
         record = {"original": len(rows), "new": new, **config}
-        runs.write_json(place / RECORD, record)
+        files.write_json(place / RECORD, record)
     shutil.rmtree(folder / PARTS)
     return record
 
@@ -183,6 +183,6 @@ def _line(task: Task, number: int, texts, label) -> str:
 
 def _finished(folder: Path, task: Task, config: dict) -> dict | None:
     """The record in the folder, if it holds exactly this table."""
-    if runs.read_json(folder / runs.CONFIG) != config or not (folder / task.folder / TABLE).is_file():
+    if files.read_json(folder / files.CONFIG) != config or not (folder / task.folder / TABLE).is_file():
         return None
-    return runs.read_json(folder / task.folder / RECORD)
+    return files.read_json(folder / task.folder / RECORD)

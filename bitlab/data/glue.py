@@ -14,8 +14,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from bitlab.data.sample import sample_glue
 from bitlab.data.schema import glue_features
 from bitlab.data.sources import announce, logger
+from bitlab.data.tasks import TASKS, Task, get_glue_task
 from bitlab.errors import BitlabError
-from bitlab.tasks import TASKS, Task, get_glue_task
 
 HUB_ID = "nyu-mll/glue"
 FILES = {"train": ("train.tsv",), "validation": ("dev.tsv",), "test": ("test.tsv",)}

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from bitlab import runs
+from bitlab import files
 from bitlab.data.candidates import MaskedLM, in_case_of, replaceable
 from bitlab.errors import BitlabError
 
@@ -97,7 +97,7 @@ class Job:
 
     def write(self, part: Path, rows: list[Row]) -> int:
         """Write a part of the table, whole or not at all; returns how many original rows are in it."""
-        runs.write_json(part, {"rows": list(self.new_rows(rows))})
+        files.write_json(part, {"rows": list(self.new_rows(rows))})
         return len(rows)
 
 
@@ -141,7 +141,7 @@ def make_parts(
 def read_parts(folder: Path, rows: int) -> Iterator[Row]:
     """The new rows in all parts, in the order of the `rows` original ones."""
     for start in range(0, rows, CHUNK):
-        yield from runs.read_json(_part(folder, start))["rows"]
+        yield from files.read_json(_part(folder, start))["rows"]
 
 
 def _part(folder: Path, start: int) -> Path:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from bitlab.data.schema import SQUAD_FEATURES, glue_features
+from bitlab.data.tasks import Task, get_glue_task
 from bitlab.errors import BitlabError
-from bitlab.tasks import Task, get_glue_task
 
 SUBJECTS = ("film", "script", "cast", "plot", "story", "music", "ending", "hero", "camera", "dialogue")
 GOOD = ("clever", "lovely", "funny", "warm", "bright", "fresh")

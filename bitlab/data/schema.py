@@ -2,7 +2,7 @@
 
 from datasets import ClassLabel, Features, List, Value
 
-from bitlab.tasks import Task
+from bitlab.data.tasks import Task
 
 SQUAD_FEATURES = Features(
     {

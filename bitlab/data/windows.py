@@ -6,8 +6,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from bitlab.data.tasks import SQUAD
 from bitlab.errors import BitlabError
-from bitlab.tasks import SQUAD
 
 CHUNK = 1000  # questions tokenized at once
 

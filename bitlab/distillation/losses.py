@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
-from bitlab.baselines.bibert import direction_losses
 from bitlab.errors import BitlabError
+from bitlab.rivals.bibert import direction_losses
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DistillationConfig:
         relative: divide each hidden state's error by the variance of the teacher's, so that all layers count alike.
         attention: weight of the mean squared error of the L attention scores (before mask and softmax).
         hard: weight of the cross-entropy with the data set's labels (BiBERT); a regression has no such term.
-        directions: weight of Direction-Matching Distillation (BiBERT), `bitlab.baselines.bibert.direction_losses`.
+        directions: weight of Direction-Matching Distillation (BiBERT), `bitlab.rivals.bibert.direction_losses`.
         temperature: divides both logits in the cross-entropy, which is multiplied by its square.
         per_element: average the cross-entropy over all B C elements instead of the B examples (released program).
         count_padding: let padding count in the hidden-state and attention terms (released program).

@@ -2,6 +2,6 @@
 
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.running import run
-from bitlab.experiments.training import evaluate
+from bitlab.experiments.stage import evaluate
 
 __all__ = ["Experiment", "evaluate", "run"]

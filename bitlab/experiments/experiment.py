@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bitlab.convert import ALPHA_POLICIES
+from bitlab.data.tasks import SQUAD, get_task
 from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError, require_positive
 from bitlab.experiments.recipes import Phase, Recipe, get_recipe
-from bitlab.schedule import FULL, Schedule, StageSettings
-from bitlab.tasks import SQUAD, get_task
+from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 
 PRESETS = ("quick", "full")
 TEACHERS = ("previous", "full", "both")

@@ -18,14 +18,15 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from bitlab import environment, runs
+from bitlab import files
 from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
 from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError
-from bitlab.experiments.training import EVALUATION_BATCH, processes, save_stage, set_dropout, train_stage
+from bitlab.experiments import environment
+from bitlab.experiments.schedule import StageSettings
+from bitlab.experiments.stage import EVALUATION_BATCH, processes, save_stage, set_dropout, train_stage
 from bitlab.models import load_model, load_tokenizer, quiet, weights_digest
-from bitlab.schedule import StageSettings
 
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
 HELD_OUT = 500  # texts, or a tenth of fewer than 5,000
@@ -132,13 +133,13 @@ def distil(
         "seed": seed,
         "texts": {"train": len(texts.train), "validation": len(texts.evaluations["validation"])},
         "tokens": sum(map(len, texts.train["input_ids"])),
-        "data_digest": runs.digest(texts.train),
+        "data_digest": files.digest(texts.train),
         "model_digest": weights_digest(model),
     }
     main = processes().is_main_process
-    with quiet(), runs.claim(Path(output), config, again) if main else nullcontext():
+    with quiet(), files.claim(Path(output), config, again) if main else nullcontext():
         processes().wait_for_everyone()
-        record = runs.read_json(Path(output) / bits.precision / runs.STAGE)
+        record = files.read_json(Path(output) / bits.precision / files.STAGE)
         if record is not None:
             report(f"{output} holds this encoder already (--again trains it again)")
             return record

@@ -11,12 +11,12 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from bitlab.data.answers import best_answers, best_texts
 from bitlab.data.augment import load_augmented
 from bitlab.data.glue import encode, load_glue
+from bitlab.data.metrics import glue_metrics, normalize_answer, squad_metrics
 from bitlab.data.squad import load_squad
+from bitlab.data.tasks import SquadTask, Task
 from bitlab.data.windows import Windows, WindowSizes, encode_windows
 from bitlab.errors import BitlabError
 from bitlab.experiments import submission
-from bitlab.metrics import glue_metrics, normalize_answer, squad_metrics
-from bitlab.tasks import SquadTask, Task
 
 PREDICTIONS, N_BEST_PREDICTIONS = "predictions.json", "nbest_predictions.json"
 

@@ -14,18 +14,19 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, set_seed
 
-from bitlab import environment, runs
+from bitlab import files
 from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
 from bitlab.data.sources import resolve_source
+from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
+from bitlab.experiments import environment
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.general import start_from
 from bitlab.experiments.prepared import Prepared, prepare
-from bitlab.experiments.training import predict, processes, save_stage, set_dropout, train_stage
+from bitlab.experiments.schedule import FULL
+from bitlab.experiments.stage import predict, processes, save_stage, set_dropout, train_stage
 from bitlab.models import load_model, load_tokenizer, quiet, weights_digest
-from bitlab.schedule import FULL
-from bitlab.tasks import get_task
 
 Report = Callable[[str], None]
 WINDOW_SIZES = ("max_length", "stride", "question_length")
@@ -67,9 +68,9 @@ def run(experiment: Experiment, output: str | Path | None = None, again: bool = 
             processes().wait_for_everyone()
             return _run_stages(experiment, data, folder, config, given, report=lambda line: None)
         report(why)
-        with runs.claim(folder, config, again):
+        with files.claim(folder, config, again):
             processes().wait_for_everyone()
-            result = runs.read_json(folder / runs.RESULT)
+            result = files.read_json(folder / files.RESULT)
             if result is None:
                 return _run_stages(experiment, data, folder, config, given, report)
             report(f"{folder} holds this experiment's result already (--again runs it again)")
@@ -83,7 +84,7 @@ def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedMo
     _first_student(experiment, model)  # the same for one that can't be made binary, and for what it starts from
     if experiment.teacher is None:
         return None
-    score, metrics, files = _evaluated(model, data)
+    score, metrics, predictions = _evaluated(model, data)
     task = get_task(experiment.task)
     published = experiment.teacher == task.teacher
     expected = task.published_score - PUBLISHED_MARGIN if published else data.trivial_score()
@@ -92,9 +93,9 @@ def _given_teacher(experiment: Experiment, data: Prepared) -> tuple[PreTrainedMo
             f"teacher {Path(experiment.teacher).name!r} scores {score:.3f} on {task.title} dev, expected above "
             f"{expected:.3f}: check that it was trained for this task and that its label order fits"
         )
-    trained = runs.read_json(Path(experiment.teacher) / runs.STAGE) or {"steps": 0, "seconds": 0.0}
+    trained = files.read_json(Path(experiment.teacher) / files.STAGE) or {"steps": 0, "seconds": 0.0}
     record = {"score": score, "metrics": metrics, "steps": trained["steps"], "seconds": trained["seconds"]}
-    return model, record, files
+    return model, record, predictions
 
 
 def _evaluated(model: PreTrainedModel, data: Prepared) -> tuple[float, dict, dict]:
@@ -113,7 +114,7 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     if experiment.start:
         config["start"] = "/".join(Path(experiment.start).parts[-2:])
     config["augment"] = data.augmentation
-    config["data_digest"] = runs.digest(data.train, *data.evaluations.values())
+    config["data_digest"] = files.digest(data.train, *data.evaluations.values())
     names = {"model": experiment.teacher or experiment.model, "start": experiment.start}
     config["model_digest"] = {role: found for role, name in names.items() if name and (found := weights_digest(name))}
     config["examples"] = data.sizes()
@@ -128,7 +129,7 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
     full = previous = None
     for number, precision in enumerate(schedule.precisions):
         report(f"stage {number} of {len(schedule.stages)}: {precision}")
-        record = runs.read_json(folder / precision / runs.STAGE)
+        record = files.read_json(folder / precision / files.STAGE)
         if record is None:
             if precision == FULL and given:
                 record = {"precision": FULL, **given[1]}
@@ -150,7 +151,7 @@ def _run_stages(experiment: Experiment, data: Prepared, folder: Path, config: di
         "machine": environment.machine(),
     }
     if processes().is_main_process:
-        runs.write_json(folder / runs.RESULT, result)
+        files.write_json(folder / files.RESULT, result)
     return result
 
 
@@ -163,15 +164,15 @@ def _run_stage(experiment, schedule, data, folder, precision, full, previous, re
     model = _starting_point(experiment, schedule, precision, previous)
     teachers = [] if precision == FULL else _teachers(experiment, full, previous)
     log, steps, started = _train(experiment, precision, model, teachers, data, training, stage, started, report)
-    score, metrics, files = _evaluated(model, data)
+    score, metrics, predictions = _evaluated(model, data)
     if precision == FULL and score <= data.trivial_score():
         report(f"  note: the teacher does not beat a constant answer ({data.trivial_score():.3f}): train it longer")
     seconds = round(time.monotonic() - started, 1)
     if precision == schedule.precisions[-1]:
         tests = data.encoded_tests(math.inf if experiment.preset == "full" else QUICK_TEST)
-        files |= data.files(predict(model, data, tests)) if tests else {}
+        predictions |= data.files(predict(model, data, tests)) if tests else {}
     record = {"precision": precision, "score": score, "metrics": metrics, "steps": steps, "seconds": seconds}
-    save_stage(folder / precision, model, data.tokenizer, record, log, files)
+    save_stage(folder / precision, model, data.tokenizer, record, log, predictions)
     if processes().is_main_process:
         shutil.rmtree(training, ignore_errors=True)
     return record

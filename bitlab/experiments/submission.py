@@ -7,8 +7,8 @@ submission's for these.
 import numpy as np
 
 from bitlab.data.glue import LAYOUTS
-from bitlab.metrics import predicted
-from bitlab.tasks import Task, get_glue_task
+from bitlab.data.metrics import predicted
+from bitlab.data.tasks import Task, get_glue_task
 
 SECOND = "mismatched"
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
+from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.recipes import get_recipe
-from bitlab.schedule import FULL, Schedule, StageSettings
-from bitlab.tasks import get_task
+from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 
 # Column of the published tables -> (task, the metrics whose mean it shows). The papers print accuracy for MRPC and QQP.
 GLUE = {

@@ -1,6 +1,6 @@
-"""Stored results: one small JSON file a run in results/, its configuration and loss curve included; published ones.
+"""Stored results: one small JSON file a run in measured/, its configuration and loss curve included; published ones.
 
-`bitlab.results.rows` makes rows of them and `bitlab.results.tables` prints these.
+`bitlab.results.rows` makes rows of them and `bitlab.results.table` prints these.
 """
 
 import contextlib
@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from bitlab import runs
+from bitlab import files
 from bitlab.config import BitConfig
 from bitlab.convert import binarize
 from bitlab.cost import summary
 from bitlab.data.sample import sample_config
 from bitlab.errors import BitlabError
+from bitlab.experiments.schedule import FULL
 from bitlab.models import load_model, minilm_folder
 from bitlab.results.rows import GLUE, SQUAD, Row, runs_of
-from bitlab.schedule import FULL
 
-FOLDER = Path(__file__).parents[2] / "results"
+FOLDER = Path(__file__).parent / "measured"
 PUBLISHED = Path(__file__).parent / "published"
 CURVE_POINTS = 10
 # Percent that always the same answer scores on GLUE's dev sets, by column of the table. A dev set we lack has no entry.
@@ -43,7 +43,7 @@ def store(run: str | Path, folder: str | Path = FOLDER) -> Path:
     if _holds_another(path, result):
         raise BitlabError(f"{path} holds the result of another run: rename the run's folder, or delete this file")
     try:
-        runs.write_json(path, result)
+        files.write_json(path, result)
     except OSError as error:
         raise BitlabError(f"{path} can't be written ({error.strerror}): choose another --folder") from error
     return path
@@ -69,10 +69,10 @@ def collect(run: str | Path) -> dict:
     Errors: BitlabError if the run is not finished, is no task's, or its result.json is damaged.
     """
     run = Path(run)
-    result = runs.read_json(run / runs.RESULT)
+    result = files.read_json(run / files.RESULT)
     if result is None:
         raise BitlabError(_why_none(run))
-    with _one_line(f"{run / runs.RESULT} is no result", "delete it, and run the same experiment again"):
+    with _one_line(f"{run / files.RESULT} is no result", "delete it, and run the same experiment again"):
         runs_of(result)
     stages = [stage["precision"] for stage in result["stages"]]
     costs = {name: _cost(load_model(run / name, result["task"])) for name in stages if (run / name).is_dir()}
@@ -81,16 +81,16 @@ def collect(run: str | Path) -> dict:
 
 def _why_none(run: Path) -> str:
     """Why a folder holds no result.json, and what to do."""
-    config = runs.read_json(run / runs.CONFIG)
+    config = files.read_json(run / files.CONFIG)
     if config and "task" not in config:
         return f"{run} holds a general distillation, no task's result: store a run that started from it"
-    return f"{run} holds no {runs.RESULT}: run the same experiment again to finish it"
+    return f"{run} holds no {files.RESULT}: run the same experiment again to finish it"
 
 
 def _curve(stage: Path) -> list[tuple[int, float]]:
     log = [
         (entry["step"], round(entry["loss"], 4))
-        for entry in runs.read_json(stage / "log.json") or []
+        for entry in files.read_json(stage / "log.json") or []
         if "loss" in entry
     ]
     every = max(1, len(log) // CURVE_POINTS)

@@ -1,7 +1,7 @@
 """Exercises of notebook 11, SQuAD."""
 
-from bitlab.exercises import exercise
-from bitlab.metrics import normalize_answer
+from bitlab.course.exercises import exercise
+from bitlab.data.metrics import normalize_answer
 
 
 @exercise("11.1", "Fair to the article", difficulty=1, minutes=4)

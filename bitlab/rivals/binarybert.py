@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitlab.baselines.ternary import ternarize_weight, ternary_codes
 from bitlab.binarizers import sign, straight_through, weight_scale
 from bitlab.convert import projections
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
 from bitlab.methods import Method, register
+from bitlab.rivals.ternary import ternarize_weight, ternary_codes
 
 CLIP = 2.5  # where PACT's clips start, on both sides
 STEPS = 2**8 - 1

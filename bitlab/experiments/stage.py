@@ -22,12 +22,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from bitlab import runs
+from bitlab import files
+from bitlab.compiled import matmul_precision
 from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
 from bitlab.experiments.prepared import Prepared
-from bitlab.schedule import StageSettings
-from bitlab.timing import matmul_precision
+from bitlab.experiments.schedule import StageSettings
 
 EVALUATION_BATCH = 64
 DEV_EVALUATIONS = 10  # with selection="best"
@@ -166,19 +166,19 @@ def save_stage(
     tokenizer: PreTrainedTokenizerBase,
     record: dict,
     log: list[dict],
-    files: dict[str, dict | str] | None = None,
+    more: dict[str, dict | str] | None = None,
 ) -> None:
     """Write a trained stage's Hugging Face folder, whole or not at all; other processes wait for it.
 
-    Args: record: becomes stage.json. log: of `train_stage`. files: more, by name: JSON objects or texts.
+    Args: record: becomes stage.json. log: of `train_stage`. more: files by name, JSON objects or texts.
     """
     if processes().is_main_process:
-        with runs.whole_folder(folder) as partial:
+        with files.whole_folder(folder) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            for name, content in {"log.json": log, **(files or {})}.items():
-                (runs.write_text if isinstance(content, str) else runs.write_json)(partial / name, content)
-            runs.write_json(partial / runs.STAGE, record)
+            for name, content in {"log.json": log, **(more or {})}.items():
+                (files.write_text if isinstance(content, str) else files.write_json)(partial / name, content)
+            files.write_json(partial / files.STAGE, record)
     processes().wait_for_everyone()
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 
-from bitlab.exercises import exercise
+from bitlab.course.exercises import exercise
 from bitlab.results import published
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from bitlab.data.tasks import Task, get_glue_task
 from bitlab.errors import BitlabError
-from bitlab.tasks import Task, get_glue_task
 
 
 def _correlation(function, labels: np.ndarray, predictions: np.ndarray) -> float:

@@ -12,10 +12,11 @@ import bitlab
 from bitlab import BitConfig, BitlabError, binarize, cli, packed, set_precision
 from bitlab.attention import binary_attention
 from bitlab.config import parse_precision
-from bitlab.experiments import Experiment, run, running, training
+from bitlab.data.tasks import TASKS
+from bitlab.experiments import Experiment, run, running
+from bitlab.experiments import stage as stages
 from bitlab.experiments.recipes import RECIPES
-from bitlab.schedule import Schedule, StageSettings
-from bitlab.tasks import TASKS
+from bitlab.experiments.schedule import Schedule, StageSettings
 
 RIVALS = [("bibert", 1, 1), ("binarybert", 2, 8), ("binarybert", 2, 4), ("binarybert", 1, 8), ("binarybert", 1, 1)]
 
@@ -236,8 +237,8 @@ def quick():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITLAB_FUSED", "off")
-        patch.setattr(training.Prepared, "trivial_score", lambda self: 0.0)
+        patch.setenv("BITLAB_COMPILE", "off")
+        patch.setattr(stages.Prepared, "trivial_score", lambda self: 0.0)
         yield
     torch.set_num_threads(threads)
 
@@ -315,7 +316,7 @@ def unbroken(tmp_path_factory):
 def test_an_interrupted_phase_is_gone_on_with(unbroken, cheap, monkeypatch, phase):
     """Killed at step 28 of 30 of a phase, three steps after its last checkpoint: the same weights in the end."""
     given, folder, whole = unbroken
-    original = training.Progress.on_step_end
+    original = stages.Progress.on_step_end
 
     def dying(self, args, state, control, **kwargs):
         if args.output_dir.endswith(f"phase{phase}") and state.global_step == 28:
@@ -323,13 +324,13 @@ def test_an_interrupted_phase_is_gone_on_with(unbroken, cheap, monkeypatch, phas
         original(self, args, state, control, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Progress, "on_step_end", dying)
+        patch.setattr(stages.Progress, "on_step_end", dying)
         with pytest.raises(Killed):
             run(Experiment("sst2", **given), "broken", report=lambda line: None)
     seen = []
-    begins = training.Progress.on_train_begin
+    begins = stages.Progress.on_train_begin
     monkeypatch.setattr(
-        training.Progress,
+        stages.Progress,
         "on_train_begin",
         lambda self, args, state, control, **kw: (seen.append(state.global_step), begins(self, args, state, control))[
             1

@@ -33,7 +33,7 @@ MARKS = {"alpha": (0, (1, 2)), "beta": (0, (5, 2))}
 
 def use_style() -> None:
     """Apply the style sheet, and give figures an alt text where they are shown in a notebook."""
-    plt.style.use("bitlab.style")
+    plt.style.use("bitlab.course.style")
     # The inline backend sets its own formatter when it loads, so it is loaded before ours is set.
     plt.switch_backend(plt.get_backend())
     try:

@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 
@@ -37,18 +36,3 @@ def _seconds(call: Callable, repeats: int) -> float:
 def ratio(times: list[float], baseline: list[float]) -> float:
     """How many times longer than the baseline: the median of the ratios within a round."""
     return statistics.median(own / base for own, base in zip(times, baseline, strict=True))
-
-
-@contextmanager
-def matmul_precision(level: str):
-    """Set how float32 products are computed ("highest", "high", "medium"), and set it back at the end.
-
-    In "medium" a processor may take bf16 or TF32 factors with float32 sums. Binary products stay exact: -1, 0, 1 and
-    other small integers are exact in every one of these formats.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(level)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

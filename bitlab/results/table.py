@@ -6,11 +6,11 @@ import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
+from bitlab.experiments.schedule import FULL
 from bitlab.results import published
 from bitlab.results.rows import GLUE, SQUAD, Row, Run, rows, spread
-from bitlab.schedule import FULL
-from bitlab.tasks import get_task
 
 FORMATS = ("text", "markdown", "csv")
 CAPTIONS = {

@@ -14,29 +14,29 @@ from tiny_models import batch, tiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bitlab
-from bitlab import BitConfig, binarize, fused
+from bitlab import BitConfig, binarize, compiled
 from bitlab.binarizers import codes_backward, codes_forward, elastic, weight_forward
 from bitlab.errors import BitlabError
 
-needs_compiler = pytest.mark.skipif(fused.compiler() is None, reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler here")
 BROKEN = """
 import torch
-from bitlab import fused
+from bitlab import compiled
 from bitlab.binarizers import elastic
 x = torch.linspace(-2, 2, 24).reshape(4, 6).requires_grad_()
 alpha = torch.tensor(0.7, requires_grad=True)
 y = elastic(x, alpha, 2)
 y.square().sum().backward()
 print(y.sum().item(), x.grad.sum().item(), alpha.grad.item())
-print(fused.status())
+print(compiled.status())
 """
 
 
 @pytest.fixture
 def on(monkeypatch):
-    monkeypatch.setenv(fused.VARIABLE, "on")
+    monkeypatch.setenv(compiled.VARIABLE, "on")
     yield
-    assert not fused._broken, "compiling failed, the comparison was of a formula with itself"
+    assert not compiled._broken, "compiling failed, the comparison was of a formula with itself"
 
 
 def close(found, expected, what):
@@ -95,9 +95,9 @@ def curve(steps=100):
 def test_training_is_the_same(monkeypatch):
     found = {}
     for mode in ("off", "on"):
-        monkeypatch.setenv(fused.VARIABLE, mode)
+        monkeypatch.setenv(compiled.VARIABLE, mode)
         found[mode] = curve()
-    assert not fused._broken
+    assert not compiled._broken
     assert found["on"] == pytest.approx(found["off"], abs=1e-4)
     assert found["off"][-1] < found["off"][0] - 1e-3
 
@@ -108,11 +108,11 @@ def test_a_compiler_that_does_not_work_changes_nothing(tmp_path, monkeypatch):
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
     root = str(Path(bitlab.__file__).parent.parent)
-    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "BITLAB_FUSED": "on", "CXX": str(fake)}
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "BITLAB_COMPILE": "on", "CXX": str(fake)}
     env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "kept")
     done = subprocess.run([sys.executable, "-c", BROKEN], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    monkeypatch.setenv(fused.VARIABLE, "off")
+    monkeypatch.setenv(compiled.VARIABLE, "off")
     with contextlib.redirect_stdout(io.StringIO()) as plain:
         exec(BROKEN, {})
     numbers, status = done.stdout.splitlines()
@@ -130,25 +130,25 @@ def test_failing_once_is_enough(monkeypatch):
 
         return fails
 
-    monkeypatch.setenv(fused.VARIABLE, "on")
-    monkeypatch.setattr(fused, "compiler", lambda: "/usr/bin/c++")
-    monkeypatch.setattr(fused, "_broken", [])
+    monkeypatch.setenv(compiled.VARIABLE, "on")
+    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(compiled, "_broken", [])
     monkeypatch.setattr(torch, "compile", compile_)
-    double = fused.fused(lambda x: x * 2)
+    double = compiled.compiled(lambda x: x * 2)
     assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0)) and len(calls) == 1
     assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0)) and len(calls) == 1
-    assert fused.status() == (False, "torch.compile failed: C++ compile error")
+    assert compiled.status() == (False, "torch.compile failed: C++ compile error")
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
 def test_without_a_compiler_the_formulas_run(monkeypatch, mode):
-    monkeypatch.setenv(fused.VARIABLE, mode)
-    monkeypatch.setattr(fused, "compiler", lambda: None)
-    monkeypatch.setattr(fused, "_broken", [])
+    monkeypatch.setenv(compiled.VARIABLE, mode)
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
+    monkeypatch.setattr(compiled, "_broken", [])
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: pytest.fail("there is no compiler"))
-    assert torch.equal(fused.fused(lambda x: x + 1)(torch.zeros(2)), torch.ones(2))
+    assert torch.equal(compiled.compiled(lambda x: x + 1)(torch.zeros(2)), torch.ones(2))
     if not torch.cuda.is_available():
-        assert fused.status() == (False, "no C++ compiler found (install g++ or clang)")
+        assert compiled.status() == (False, "no C++ compiler found (install g++ or clang)")
 
 
 @pytest.mark.parametrize(
@@ -157,19 +157,19 @@ def test_without_a_compiler_the_formulas_run(monkeypatch, mode):
 )
 def test_what_is_compiled(monkeypatch, mode, size, compiles):
     seen = []
-    monkeypatch.setenv(fused.VARIABLE, mode)
-    monkeypatch.setattr(fused, "compiler", lambda: "/usr/bin/c++")
-    monkeypatch.setattr(fused, "_broken", [])
+    monkeypatch.setenv(compiled.VARIABLE, mode)
+    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(compiled, "_broken", [])
     monkeypatch.setattr(torch, "compile", lambda formula, **options: seen.append(formula) or formula)
-    fused.fused(lambda x: x + 1)(torch.zeros(size))
+    compiled.compiled(lambda x: x + 1)(torch.zeros(size))
     assert bool(seen) is compiles
-    assert fused.status()[0] is (mode != "off")
+    assert compiled.status()[0] is (mode != "off")
 
 
 @pytest.mark.parametrize("value", ["nonsense", "1", ""])
 def test_another_word_is_a_clear_error(monkeypatch, value):
-    monkeypatch.setenv(fused.VARIABLE, value)
-    with pytest.raises(BitlabError, match=r"BITLAB_FUSED is .*: set it to auto, on or off"):
+    monkeypatch.setenv(compiled.VARIABLE, value)
+    with pytest.raises(BitlabError, match=r"BITLAB_COMPILE is .*: set it to auto, on or off"):
         elastic(torch.ones(3), torch.tensor(1.0))
 
 
@@ -178,21 +178,21 @@ def test_the_compiler_that_is_named_comes_first(monkeypatch, tmp_path):
     named.write_text("#!/bin/sh\n")
     named.chmod(0o755)
     monkeypatch.setenv("CXX", str(named))
-    assert fused.compiler.__wrapped__() == str(named)
+    assert compiled.compiler.__wrapped__() == str(named)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX")
-    assert fused.compiler.__wrapped__() is None
+    assert compiled.compiler.__wrapped__() is None
 
 
 def test_status_says_why(monkeypatch):
-    monkeypatch.setattr(fused, "_broken", [])
-    monkeypatch.setattr(fused, "compiler", lambda: "/usr/bin/c++")
-    monkeypatch.setenv(fused.VARIABLE, "on")
-    assert fused.status() == (True, "torch.compile")
-    monkeypatch.setenv(fused.VARIABLE, "auto")
-    assert fused.status() == (True, "torch.compile, for tensors of 262,144 numbers and more")
-    monkeypatch.setenv(fused.VARIABLE, "off")
-    assert fused.status() == (False, "BITLAB_FUSED=off")
+    monkeypatch.setattr(compiled, "_broken", [])
+    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setenv(compiled.VARIABLE, "on")
+    assert compiled.status() == (True, "torch.compile")
+    monkeypatch.setenv(compiled.VARIABLE, "auto")
+    assert compiled.status() == (True, "torch.compile, for tensors of 262,144 numbers and more")
+    monkeypatch.setenv(compiled.VARIABLE, "off")
+    assert compiled.status() == (False, "BITLAB_COMPILE=off")
 
 
 def test_fused_functions_can_be_copied_with_their_model():
@@ -202,8 +202,8 @@ def test_fused_functions_can_be_copied_with_their_model():
 
 def test_fake_tensors_run_the_formula(monkeypatch):
     """They have a shape and no memory: compiled code that reads it would take the process down."""
-    monkeypatch.setenv(fused.VARIABLE, "on")
+    monkeypatch.setenv(compiled.VARIABLE, "on")
     with FakeTensorMode():
         x = torch.empty(4, 8, requires_grad=True)
-        assert not fused._worth_it(x)
+        assert not compiled._worth_it(x)
         assert elastic(x, torch.ones(())).shape == (4, 8)

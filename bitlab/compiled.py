@@ -1,10 +1,10 @@
-"""Fused formulas: the element-wise functions of `binarizers.py`, compiled by torch.compile where that pays.
+"""Compiled formulas: the element-wise functions of `binarizers.py`, compiled by torch.compile where that pays.
 
 Run one by one, the operations of the elastic function cost almost half of a training step, all of it memory
 traffic. Compiled into one loop each they cost next to nothing. Compiling takes seconds (once; torch keeps the
 result on disk), so small tensors, such as those of the sample model, run the formulas as they are written.
 
-`BITLAB_FUSED` decides: "auto" (the default: compile for tensors of 262,144 numbers and more, if there is a compiler),
+`BITLAB_COMPILE` decides: "auto" (the default: compile for tensors of 262,144 numbers and more, if there is a compiler),
 "on" or "off".
 """
 
@@ -12,18 +12,19 @@ import functools
 import os
 import shutil
 import types
+from contextlib import contextmanager
 
 import torch
 
 from bitlab.errors import BitlabError
 
-VARIABLE = "BITLAB_FUSED"
+VARIABLE = "BITLAB_COMPILE"
 WORTH_IT = 262_144
 _broken: list[str] = []  # why compiling failed in this process, if it did
 
 
 def mode() -> str:
-    """What BITLAB_FUSED says: "auto", "on" or "off". Another word is a BitlabError."""
+    """What BITLAB_COMPILE says: "auto", "on" or "off". Another word is a BitlabError."""
     value = os.environ.get(VARIABLE, "auto").lower()
     if value not in ("auto", "on", "off"):
         raise BitlabError(f"{VARIABLE} is {value!r}: set it to auto, on or off")
@@ -38,7 +39,7 @@ def compiler() -> str | None:
 
 
 def status() -> tuple[bool, str]:
-    """(whether fused formulas run here, one line that says why), for `bitlab doctor`."""
+    """(whether compiled formulas run here, one line that says why), for `bitlab doctor`."""
     if mode() == "off":
         return False, f"{VARIABLE}=off"
     if _broken:
@@ -48,15 +49,15 @@ def status() -> tuple[bool, str]:
     return True, "torch.compile" + ("" if mode() == "on" else f", for tensors of {WORTH_IT:,} numbers and more")
 
 
-def fused(formula):
+def compiled(formula):
     """Decorate a function of tensors (the first argument is the largest) so that it runs compiled where that pays.
 
     The function as written stays reachable as `.formula`; it also runs inside somebody else's torch.compile, which
-    fuses it anyway.
+    compiles it anyway.
     """
 
     @functools.cache
-    def compiled(which: tuple):
+    def variant(which: tuple):
         """One compiled function for each choice of tensors, bits and set; of a code object of its own, because
         torch.compile gives up on one that it has compiled eight times, however many functions share it."""
         code = formula.__code__.replace()
@@ -70,7 +71,7 @@ def fused(formula):
         plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in (x, *args)]
         which = tuple("tensor" if isinstance(a, torch.Tensor) else a for a in plain)
         try:
-            return compiled(which)(*plain)
+            return variant(which)(*plain)
         except Exception as error:  # a compiler that is there but does not work: the formula still does
             _broken.append(str(error).strip().splitlines()[0][:120] or type(error).__name__)
             return formula(x, *args)
@@ -90,3 +91,18 @@ def _worth_it(x: torch.Tensor) -> bool:
     ):
         return False
     return x.is_cuda or compiler() is not None
+
+
+@contextmanager
+def matmul_precision(level: str):
+    """Set how float32 products are computed ("highest", "high", "medium"), and set it back at the end.
+
+    In "medium" a processor may take bf16 or TF32 factors with float32 sums. Binary products stay exact: -1, 0, 1 and
+    other small integers are exact in every one of these formats.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(level)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

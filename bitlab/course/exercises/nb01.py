@@ -1,6 +1,6 @@
 """Exercises of notebook 01, why one bit."""
 
-from bitlab.exercises import exercise
+from bitlab.course.exercises import exercise
 
 
 @exercise("01.1", "Bytes of a layer", difficulty=1, minutes=3)

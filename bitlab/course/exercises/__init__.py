@@ -1,6 +1,6 @@
 """The exercises of the series: one module a notebook (`nb02.py` for notebook 02), one class an exercise.
 
-    from bitlab.exercises import exercise
+    from bitlab.course.exercises import exercise
 
     @exercise("02.1", "Bytes of a layer", difficulty=1, minutes=3)
     class Bytes:

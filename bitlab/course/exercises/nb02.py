@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from bitlab.exercises import exercise
+from bitlab.course.exercises import exercise
 
 
 def _never_negative() -> list[tuple[torch.Tensor]]:

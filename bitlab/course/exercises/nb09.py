@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from bitlab.baselines.ternary import ternary_codes
-from bitlab.exercises import exercise
+from bitlab.course.exercises import exercise
+from bitlab.rivals.ternary import ternary_codes
 
 
 def _weights() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
