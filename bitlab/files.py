@@ -22,6 +22,46 @@ CONFIG, RESULT, STAGE, LOCK = "experiment.json", "result.json", "stage.json", ".
 ROOM = 2**16  # bytes; a disk with less free is full
 
 
+@contextmanager
+def reading(path: Path, remedy: str = "give another file"):
+    """Make one line of whatever reading a file may raise: no access, no text, no JSON, nested too deep.
+
+    Raises:
+        BitlabError: naming the file, the reason and `remedy`, "delete it", for instance.
+    """
+    try:
+        yield
+    except BitlabError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise BitlabError(f"{path} can't be read ({_reason(error)}): {remedy}") from error
+
+
+@contextmanager
+def writing(path: Path, remedy: str = "choose another place"):
+    """Make one line of whatever writing may raise: a full disk or quota, no access, a name too long.
+
+    Raises:
+        BitlabError: naming `path`, the reason and `remedy`.
+    """
+    try:
+        yield
+    except (BitlabError, BrokenPipeError):  # a pipe is no file of ours
+        raise
+    except Exception as error:
+        if _disk_full(error, path):
+            raise BitlabError(f"the disk is full at {path}: free some space and run the same command again") from error
+        if isinstance(error, OSError):
+            raise BitlabError(f"{path} can't be written ({_reason(error)}): {remedy}") from error
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error says, without the path that an OSError repeats."""
+    said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+    return said[0][:200] if said else type(error).__name__
+
+
 def write_json(path: Path, content: dict | list) -> None:
     """Write a JSON file so that a reader sees the old content or the new, never a part."""
     write_text(path, json.dumps(content, indent=1) + "\n")
@@ -38,20 +78,32 @@ def write_text(path: Path, content: str) -> None:
     os.replace(partial, path)
 
 
-def read_json(path: Path) -> dict | None:
-    """The content of a JSON file, None if there is none. A damaged file is a BitlabError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise BitlabError(f"{path} can't be read ({error}): delete it, or choose another --output") from None
+def read_json(path: Path, kind: type = dict, remedy: str = "delete it, or choose another folder"):
+    """The content of a JSON file, None if there is none.
+
+    Args:
+        kind: dict or list, what the file has to hold.
+        remedy: what to do about a damaged file, for the error's line.
+    Raises:
+        BitlabError: if the file can't be read, or holds something else.
+    """
+    with reading(path, remedy):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds {type(content).__name__}, expected {kind.__name__}")
+        return content
 
 
 @contextmanager
 def whole_folder(path: Path):
-    """Yields a folder to fill; it takes the place of `path` when the block ends well, and vanishes otherwise."""
-    partial = path.with_name(path.name + ".partial")
+    """Yields a folder to fill; it takes the place of `path` when the block ends well, and vanishes otherwise.
+
+    What was at `path` stays until the new folder is complete.
+    """
+    partial, old = (path.with_name(path.name + ending) for ending in (".partial", ".old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -59,8 +111,11 @@ def whole_folder(path: Path):
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
     os.replace(partial, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -72,11 +127,9 @@ def claim(folder: Path, config: dict, again: bool = False):
     Errors: BitlabError if the folder belongs to an experiment with another configuration (the first difference is
     named), holds other files, or is in use by another process; also for a full disk, with what was done kept.
     """
-    try:
+    with writing(folder, "choose another --output"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BitlabError(f"folder {folder} can't be made ({error.strerror}): choose another --output") from error
-    with _as_one_line(folder), _locked(folder):
+    with writing(folder, "choose another --output"), _locked(folder):
         known = read_json(folder / CONFIG)
         if known is None:
             others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG + ".partial"))
@@ -135,29 +188,14 @@ def _locked(folder: Path):
         yield
 
 
-@contextmanager
-def _as_one_line(folder: Path):
-    try:
-        yield
-    except BitlabError:
-        raise
-    except Exception as error:
-        if _disk_full(error, folder):
-            raise BitlabError(
-                f"the disk is full at {folder}: free some space and run the same command again"
-            ) from error
-        if isinstance(error, PermissionError):
-            raise BitlabError(f"{folder} can't be written to ({error.strerror}): choose another --output") from error
-        raise
-
-
-def _disk_full(error: BaseException | None, folder: Path) -> bool:
+def _disk_full(error: BaseException | None, path: Path) -> bool:
     """Whether an error comes from a full disk. safetensors and torch.save raise kinds of their own, the latter
     without the reason: then the disk is asked, which the half-written file still fills."""
-    if shutil.disk_usage(folder).free < ROOM:
+    place = next((place for place in (path, *path.parents) if place.exists()), Path("."))
+    if shutil.disk_usage(place).free < ROOM:
         return True
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

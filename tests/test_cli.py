@@ -330,4 +330,4 @@ def test_the_folder_of_another_experiment(capsys, here):
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
     assert "holds other files (thesis.tex)" in refused(capsys, *command, "--output", "mine", "--again")
-    assert "can't be made" in refused(capsys, *command, "--output", "mine/thesis.tex")
+    assert "can't be written" in refused(capsys, *command, "--output", "mine/thesis.tex")

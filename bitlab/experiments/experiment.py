@@ -7,7 +7,7 @@ from pathlib import Path
 from bitlab.convert import ALPHA_POLICIES
 from bitlab.data.tasks import SQUAD, get_task
 from bitlab.distillation.losses import DistillationConfig
-from bitlab.errors import BitlabError, require_positive
+from bitlab.errors import BitlabError, check_number
 from bitlab.experiments.recipes import Phase, Recipe, get_recipe
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 
@@ -92,7 +92,9 @@ class Experiment:
         for name, known in (choices | {"alpha": ALPHA_POLICIES}).items():
             if getattr(self, name) not in known:
                 raise BitlabError(f"{name} {getattr(self, name)!r} does not exist: choose {', '.join(known)}")
-        require_positive(**{name: getattr(self, name) for name in POSITIVE})
+        for name in POSITIVE:
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
         weights = ("logit_weight", "hidden_weight", "attention_weight")
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:

@@ -8,7 +8,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from bitlab.config import parse_precision
-from bitlab.errors import BitlabError, require_positive
+from bitlab.errors import BitlabError, check_number
 
 FULL = "W32A32"
 ARROW = " -> "
@@ -90,7 +90,9 @@ class StageSettings:
 
     def __post_init__(self):
         numbers = ("epochs", "batch_size", "learning_rate", "max_steps", "alpha_learning_rate")
-        require_positive(**{name: getattr(self, name) for name in numbers})
+        for name in numbers:
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
 
     def part(self, number: int, parts: int, rate: float = 1.0) -> "StageSettings":
         """The settings of part `number` (from 0) of a stage shared evenly, at `rate` times the learning rate."""

@@ -90,7 +90,7 @@ def _why_none(run: Path) -> str:
 def _curve(stage: Path) -> list[tuple[int, float]]:
     log = [
         (entry["step"], round(entry["loss"], 4))
-        for entry in files.read_json(stage / "log.json") or []
+        for entry in files.read_json(stage / "log.json", list) or []
         if "loss" in entry
     ]
     every = max(1, len(log) // CURVE_POINTS)
