@@ -158,7 +158,7 @@ def test_a_digest_is_of_the_numbers():
 
 def test_a_file_in_the_folders_place(tmp_path):
     (tmp_path / "run").touch()
-    with pytest.raises(BitlabError, match="can.t be written"), files.claim(tmp_path / "run", CONFIG):
+    with pytest.raises(BitlabError, match="can't be written"), files.claim(tmp_path / "run", CONFIG):
         pass
 
 
