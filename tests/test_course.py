@@ -1,5 +1,6 @@
 """Presets, exercise checks, every registered exercise, the runner, and the committed notebooks."""
 
+import copy
 import json
 import re
 import statistics
@@ -80,6 +81,64 @@ def test_stored_scores_are_those_of_the_last_stage_by_name_and_seed(monkeypatch)
     lab = course.Lab("07", "quick", 0, torch.device("cpu"))
     assert lab.stored("a-b-") == {"one": {0: 0.5, 2: 0.75}, "two": {0: 1.0}}
     assert lab.stored("nothing-") == {}
+
+
+def test_a_claim_holds_on_sample_data_and_is_told_elsewhere(monkeypatch, capsys):
+    quick, full = (course.Lab("07", preset, 0, torch.device("cpu")) for preset in course.lab.PRESETS)
+    for lab in (quick, full):
+        lab.claim(True, "two is more than one")
+    with pytest.raises(AssertionError, match="not seen: three is less"):
+        quick.claim(False, "three is less")
+    full.claim(False, "three is less")  # after hours of training: told, not raised
+    assert capsys.readouterr().out.splitlines() == [
+        "seen: two is more than one",
+        "seen: two is more than one",
+        "not seen with this model and these data: three is less",
+    ]
+
+
+def test_the_model_of_the_full_preset_is_named_in_the_notebook(monkeypatch, capsys):
+    assert course.start("02", "prajjwal1/bert-tiny").model == "sample"
+    monkeypatch.setenv("BITLAB_PRESET", "full")
+    assert course.start("02", "prajjwal1/bert-tiny").model == "prajjwal1/bert-tiny"
+    assert course.start("02").model == "minilm"
+
+
+# Yours beside bitlab's
+
+
+def test_equal_functions_are_told_tensor_by_tensor(capsys):
+    x, w = torch.randn(3, 2), torch.randn(2, 4)
+    course.assert_equal(lambda x, w: x @ w, lambda a, b: torch.matmul(a, b), x=x, w=w)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "value",
+        "gradient of x",
+        "gradient of w",
+    ]
+
+
+def test_unequal_values_gradients_and_parameters_are_found():
+    x, layer = torch.rand(3, 2) + 0.5, torch.nn.Linear(2, 2)
+    with pytest.raises(AssertionError, match="value"):
+        course.assert_equal(lambda x: x, lambda x: x + 1, x=x)
+    with pytest.raises(AssertionError, match="gradient of x"):
+        course.assert_equal(lambda x: x.detach() + 0 * x, lambda x: 1.0 * x, x=x)
+    other = copy.deepcopy(layer).requires_grad_(False)
+    with pytest.raises(AssertionError, match="gradient of weight"):
+        course.assert_equal(Frozen(layer), layer, x=x)
+    course.assert_equal(other, layer, x=x)  # what has no gradient of that name is not compared
+    course.assert_equal(lambda x: x * (1 + 1e-6), lambda x: x, tolerance=1e-5, x=x)
+
+
+class Frozen(torch.nn.Linear):
+    """Has a weight that asks for a gradient, and gives it none."""
+
+    def __init__(self, linear):
+        super().__init__(2, 2)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.detach(), self.bias)
 
 
 # Exercise checks

@@ -105,6 +105,8 @@ def test_alt_text_is_what_was_said_or_what_is_written_in_the_figure():
     assert "step" in plots.describe(figure) and "student" in plots.describe(figure)
     plots.show([ax], alt="The loss falls\nfrom 3 to 2.")
     assert plots.describe(figure) == "The loss falls from 3 to 2."
+    plots.show([ax])  # a helper that has said it is not overruled
+    assert plots.describe(figure) == "The loss falls from 3 to 2."
 
 
 def test_a_picture_is_what_savefig_would_draw():

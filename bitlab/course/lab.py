@@ -6,10 +6,12 @@ The set-up cell of every notebook:
     from bitlab.course import check
     from bitlab.course.plots import show
 
-    lab = bitlab.course.start("02")
+    MODEL = "minilm"  # the model of BITLAB_PRESET=full, or a hub id such as "bert-base-uncased"
+    lab = bitlab.course.start("02", MODEL)
 
-Then `lab.pick(quick=300, full=5000)` wherever a number depends on the preset, and `check("02.1", answer)`
-under each exercise (see `bitlab.course.exercises` for how one is added). Environment variables: BITLAB_PRESET is
+Then `lab.pick(quick=300, full=5000)` wherever a number depends on the preset, `lab.claim(condition, "what")` for what
+must be seen on the sample data, and `check("02.1", answer)` under each exercise (see `bitlab.course.exercises` for
+how one is added). Environment variables: BITLAB_PRESET is
 quick (default) or full; BITLAB_STRICT=1 makes `check` raise; BITLAB_HEADLESS, set by the runner, leaves out
 what needs a person.
 """
@@ -36,12 +38,13 @@ PRESETS = ("quick", "full")
 
 @dataclass(frozen=True)
 class Lab:
-    """One notebook's session: its number ("02"), its preset, its seed and the device to compute on."""
+    """One notebook's session: its number ("02"), preset, seed, device, and the model of its full preset."""
 
     notebook: str
     preset: str
     seed: int
     device: torch.device
+    full_model: str = "minilm"
 
     @property
     def full(self) -> bool:
@@ -54,8 +57,23 @@ class Lab:
 
     @property
     def model(self) -> str:
-        """The starting point of this preset: "sample", or "minilm" in full."""
-        return self.pick(quick="sample", full="minilm")
+        """The starting point of this preset: "sample", or what the notebook's switch names in full."""
+        return self.pick(quick="sample", full=self.full_model)
+
+    def claim(self, holds: bool, what: str) -> None:
+        """Print `what` the notebook says one should see, and hold it to that.
+
+        On sample data a claim that fails is an AssertionError. In full, after hours, on other data and another model,
+        it is a line that says so.
+        """
+        assert holds or self.full, f"not seen: {what}"
+        print(f"{'seen' if holds else 'not seen with this model and these data'}: {what}")
+
+    def score(self, model, data) -> float:
+        """The task's number on dev, as a fraction (accuracy, for sst2)."""
+        from bitlab.experiments import evaluate
+
+        return evaluate(model, data)[0]
 
     def data(self, task: str = "sst2"):
         """A GLUE task's tokens (an `experiments.prepared.Prepared`): sample data, or real data in the full preset."""
@@ -79,19 +97,29 @@ class Lab:
         return model.eval()
 
     def train(
-        self, model, data, teacher=None, steps: int = 400, learning_rate: float = 5e-4, seed: int = 0, **options
+        self,
+        model,
+        data,
+        teacher=None,
+        steps: int = 400,
+        learning_rate: float = 5e-4,
+        seed: int = 0,
+        alpha_learning_rate: float = 1e-4,
+        **options,
     ) -> list[dict]:
         """Train `model` in place on the labels of `data`, or by distillation from `teacher`.
 
         Args:
             steps: of 32 examples each; the rate rises over a tenth of them to `learning_rate` and falls to 0.
+            alpha_learning_rate: the same for the scales of a binary model.
             options: for `bitlab.DistillationTrainer`, for instance `distillation=DistillationConfig(hidden=0)`.
         Returns: the log, one dict every so many steps: step, loss and its terms.
         """
         from bitlab.experiments.schedule import StageSettings
         from bitlab.experiments.stage import train_stage
 
-        settings = StageSettings(epochs=10_000, batch_size=32, learning_rate=learning_rate, max_steps=steps)
+        rates = {"learning_rate": learning_rate, "alpha_learning_rate": alpha_learning_rate}
+        settings = StageSettings(epochs=10_000, batch_size=32, max_steps=steps, **rates)
         teachers = [] if teacher is None else [teacher]
         reseed(seed)
         with tempfile.TemporaryDirectory() as folder:
@@ -114,17 +142,18 @@ class Lab:
         return found
 
 
-def start(notebook: str, seed: int = 0) -> Lab:
+def start(notebook: str, model: str = "minilm", seed: int = 0) -> Lab:
     """Begin a notebook: seeds, preset, plot style, quiet libraries; prints one line of versions.
 
     Args:
         notebook: its number as in its file name, "02".
+        model: what the full preset starts from: "minilm", a hub id or a folder.
         seed: for Python's, NumPy's and torch's generators.
     Raises: BitlabError if BITLAB_PRESET is neither quick nor full.
     """
     from bitlab.course import plots  # matplotlib is a need of the notebooks, not of who only calls `check`
 
-    lab = Lab(notebook, preset(), seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    lab = Lab(notebook, preset(), seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"), model)
     reseed(seed)
     plots.use_style()
     quiet(progress=lab.full and not headless())

@@ -57,9 +57,11 @@ def show(drawn, alt: str = "") -> None:
 
     Args:
         drawn: a figure, axes, or an array of axes.
-        alt: one or two sentences with what the picture shows; titles, labels and legend if empty.
+        alt: one or two sentences with what the picture shows; if empty, those that whoever drew it has set as the
+            figure's label, else titles, labels and legend.
     """
-    figure_of(drawn).set_label(alt)
+    if alt:
+        figure_of(drawn).set_label(alt)
     plt.show()
 
 

@@ -1,0 +1,45 @@
+"""Yours beside bitlab's: what the reader wrote in a cell, held against the library's."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def assert_equal(yours: Callable, bitlabs: Callable, *, tolerance: float = 0.0, **inputs: Tensor) -> None:
+    """Assert that two functions, or two layers, agree in values and in gradients; print a line for each tensor.
+
+    Both are called on copies of the inputs, in the order in which these are named, and both get the same random
+    gradient from above. Compared are the output, the gradient of every float input, and those of the parameters that
+    both have under the same name.
+
+        assert_equal(yours=my_elastic, bitlabs=elastic, x=x, alpha=alpha)
+
+    Args:
+        tolerance: largest difference allowed, as a share of the largest entry; 0 asks for equality bit for bit.
+    Raises: AssertionError, which names the tensor and the difference.
+    """
+    mine, theirs = _ran(yours, inputs), _ran(bitlabs, inputs)
+    for name in (name for name in theirs if name in mine):
+        a, b = mine[name], theirs[name]
+        assert a.shape == b.shape, f"{name}: yours is {tuple(a.shape)}, bitlab's {tuple(b.shape)}"
+        same = torch.equal(a, b)
+        difference = 0.0 if same else ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
+        assert difference <= tolerance, f"{name}: yours and bitlab's differ by {difference:.1e} of the largest entry"
+        verdict = "equal, bit for bit" if same else f"equal to {tolerance:.0e}"
+        print(f"{name:<22} {tuple(b.shape)!s:<18} {verdict}")
+
+
+def _ran(function: Callable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The output by name, and the gradients of inputs and parameters (zeros where there are none)."""
+    given = {name: x.detach().clone().requires_grad_(x.is_floating_point()) for name, x in inputs.items()}
+    learns = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+    for parameter in learns.values():
+        parameter.grad = None
+    value = function(*given.values())
+    if value.requires_grad:
+        above = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+        value.backward(above)
+    leaves = {name: x for name, x in (given | learns).items() if x.requires_grad}
+    gradients = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items()}
+    return {"value": value.detach()} | {f"gradient of {name}": grad for name, grad in gradients.items()}
