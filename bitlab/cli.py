@@ -66,7 +66,9 @@ def _parser() -> Parser:
     results.add_argument("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
     results.add_argument("--format", default="text", help="text, markdown or csv (default: text)")
     results.add_argument("--tasks", help="only these, averages over them alone: for instance cola,rte or squad")
-    results.add_argument("--folder", metavar="DIR", help="where results are stored (default: results/)")
+    results.add_argument(
+        "--folder", metavar="DIR", help="where results are stored (default: those of bitlab and ./results)"
+    )
     results.set_defaults(command=_results)
     return parser
 
@@ -279,11 +281,10 @@ def _augment(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> int:
     from bitlab import results
 
-    folder = options.folder or results.FOLDER
     if options.run:
-        print(results.store(options.run, folder))
+        print(results.store(options.run, options.folder or results.OWN))
     else:
-        print(results.report(results.load(folder), options.tasks and options.tasks.split(","), options.format))
+        print(results.report(results.load(options.folder), options.tasks and options.tasks.split(","), options.format))
     return 0
 
 

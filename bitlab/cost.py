@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from bitlab.convert import ACTIVATIONS, projections
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+from bitlab.text import aligned
 
 MIB = 8 * 2**20  # bits
 WORD = 64
@@ -119,11 +120,9 @@ class Summary:
         return [head, *rows]
 
     def __str__(self) -> str:
-        table = self._table()
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines = ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in table]
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], self._caption()])
+        head, *parts, total = aligned(self._table())
+        rule = "-" * len(head)
+        return "\n".join([head, rule, *parts, rule, total, self._caption()])
 
     __repr__ = __str__
 

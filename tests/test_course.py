@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 
@@ -75,11 +76,11 @@ def test_start_seeds_the_generators():
 
 
 def test_stored_scores_are_those_of_the_last_stage_by_name_and_seed(monkeypatch):
-    names = {"a-b-one-seed0": 0.5, "a-b-one-seed2": 0.75, "a-b-two-seed0": 1.0, "c-one-seed0": 0.0, "a-b-odd": 0.0}
-    stored = [{"name": name, "stages": [{"score": 0.25}, {"score": score}]} for name, score in names.items()]
-    monkeypatch.setattr(results, "load", lambda: stored)
+    runs = [("a-b-one-seed0", 0, 0.5), ("a-b-one-seed2", 2, 0.75), ("c-one-seed0", 0, 0.0), ("a-b-odd", 0, 0.0)]
+    stages = [{"name": name, "seed": seed, "score": s} for name, seed, score in runs for s in (0.25, score)]
+    monkeypatch.setattr(results, "load", lambda: pd.DataFrame(stages))
     lab = course.Lab("07", "quick", 0, torch.device("cpu"))
-    assert lab.stored("a-b-") == {"one": {0: 0.5, 2: 0.75}, "two": {0: 1.0}}
+    assert lab.stored("a-b-") == {"one": {0: 0.5, 2: 0.75}}
     assert lab.stored("nothing-") == {}
 
 

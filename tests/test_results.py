@@ -1,14 +1,15 @@
 """The table of results: cells over seeds, budgets kept apart, what is missing, formats, and broken files."""
 
-import copy
 import csv
 import io
 import json
 import os
+import random
 import statistics
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bitlab import BitlabError, cli, files, results
@@ -16,9 +17,7 @@ from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
-from bitlab.results import load, published
-from bitlab.results.rows import GLUE, rows, spread
-from bitlab.results.table import report
+from bitlab.results import GLUE, SQUAD, frame, load, published, report, table
 
 TEACHER, STUDENT = 0.9, 0.7
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -48,33 +47,75 @@ def save(folder, *contents):
     return folder
 
 
-def students(found):
-    return [row for row in rows(found) if row.method != "full precision"]
+def rows(found, columns=GLUE):
+    return list(table(frame(found), columns).itertuples(index=False))
+
+
+def scores(found, column="RTE", method=None):
+    """The column's means, of the students alone, or of one method."""
+    lines = table(frame(found))
+    lines = lines[lines.method != "full precision" if method is None else lines.method == method]
+    return [value for value in lines[column] if not pd.isna(value)]
+
+
+def students(found, columns=GLUE):
+    return [row for row in rows(found, columns) if row.method != "full precision"]
+
+
+# ------------------------------------------------------------------------------------------------ the frame
+
+
+def test_the_frame_has_a_row_a_stage():
+    """Its numbers are the stage's own; a path counts what its students took, not what their teacher did."""
+    runs = frame([result(schedule="W1A4 -> W1A2 -> W1A1", seed=7, epochs=2), result("stsb", teacher="somewhere")])
+    assert list(runs.precision) == ["W32A32", "W1A4", "W1A2", "W1A1", "W32A32", "W1A1"]
+    assert list(runs.path[:3]) == ["W32A32", "W32A32 -> W1A4", "W32A32 -> W1A4 -> W1A2"]
+    assert list(runs.steps[:4]) == [100, 200, 300, 400] and list(runs.total_steps[:4]) == [100, 200, 500, 900]
+    assert list(runs.given) == [False] * 4 + [True, False]
+    assert (runs.epochs[1], runs.batch_size[1]) == (200 * 32 / 320, 32)  # as trained, not as asked for
+    assert runs.spearman[5] == STUDENT and pd.isna(runs.accuracy[5]) and runs.seed[0] == 7
+    assert frame([]).empty and set(runs.columns) >= set(frame([]).columns)
+
+
+def test_own_results_are_read_beside_those_that_come_with_bitlab(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = load()
+    assert len(shipped) > 200 and load(results.SHIPPED).equals(shipped)
+    run = finished(tmp_path / "mine", result())
+    assert cli.main(["results", str(run)]) == 0  # goes to ./results, never into the package
+    assert (tmp_path / "results" / "mine.json").exists()
+    assert list(load().name.drop_duplicates()) == sorted([*shipped.name.drop_duplicates(), "mine"])
+    (tmp_path / "results" / "mine.json").rename(tmp_path / "results" / f"{shipped.name[0]}.json")
+    assert set(load().name) == set(shipped.name) and len(load()) < len(shipped) + 2
+
+
+def test_measurements_are_there_or_refused():
+    assert results.measurement("tuning/stsb")["runs"]
+    with pytest.raises(BitlabError, match=r"'tuning/nothing'.*choose .*tuning/stsb"):
+        results.measurement("tuning/nothing")
+
+
+# ------------------------------------------------------------------------------------------------ rows
 
 
 def test_mean_and_standard_deviation_over_seeds():
-    (row,) = students(result(seed=seed, score=score) for seed, score in enumerate((0.70, 0.72, 0.77)))
-    assert row.values("RTE") == pytest.approx([70, 72, 77])
-    assert spread(row.values("RTE")) == pytest.approx(statistics.stdev([70, 72, 77])) == pytest.approx(3.6056, abs=1e-4)
-    assert row.values("RTE", drop=True) == pytest.approx([20, 18, 13])
-    text = report([result(seed=seed, score=score) for seed, score in enumerate((0.70, 0.72, 0.77))])
-    assert "73.0 ±3.6" in text and "RTE seeds 0, 1, 2, 200 steps (epochs 20, batch 32, rate 0.0005)" in text
-    assert spread([70.0]) is None
+    found = [result(seed=seed, score=score) for seed, score in enumerate((0.70, 0.72, 0.77))]
+    line = table(frame(found)).iloc[1]
+    assert pytest.approx(73) == line.RTE and line["RTE sd"] == pytest.approx(statistics.stdev([70, 72, 77]))
+    assert "73.0 ±3.6" in report(frame(found))
+    assert pd.isna(table(frame(found[:1])).iloc[1]["RTE sd"])
+    assert "RTE seeds 0, 1, 2, 200 steps (epochs 20, batch 32, rate 0.0005)" in line.notes
 
 
 def test_a_rate_of_the_scales_that_is_not_usual_is_told():
-    assert "(epochs 20, batch 32, rate 0.0005, alpha rate 0.005)" in report([result(alpha_learning_rate=5e-3)])
-    assert "alpha rate" not in report([result()])
+    usual, other = (students([result(**given)])[0].notes for given in ({}, {"alpha_learning_rate": 5e-3}))
+    assert "alpha rate 0.005" in other and "alpha rate" not in usual
 
 
 def test_a_row_says_what_is_missing_and_has_no_average():
-    found = [result("rte"), result("mrpc")]
-    (row,) = students(found)
-    assert row.missing == ["MNLI-m", "MNLI-mm", "QQP", "QNLI", "SST-2", "CoLA", "STS-B"]
-    assert row.average is None and row.average_spread is None
-    line = next(line for line in report(found).splitlines() if line.startswith("[2] "))
-    assert line.count(" - ") >= 7
-    assert "without an average: MNLI-m, MNLI-mm, QQP, QNLI, SST-2, CoLA, STS-B" in report(found)
+    (row,) = students([result("rte"), result("mrpc")])
+    assert row.missing == "MNLI-m MNLI-mm QQP QNLI SST-2 CoLA STS-B" and pd.isna(row.avg)
+    assert "without an average: MNLI-m, MNLI-mm, QQP, QNLI, SST-2, CoLA, STS-B" in row.notes
 
 
 def test_a_complete_row_is_averaged_over_tasks_with_mnli_once():
@@ -83,12 +124,11 @@ def test_a_complete_row_is_averaged_over_tasks_with_mnli_once():
     for each in found:
         if each["task"] == "mnli":
             each["stages"][-1]["metrics"]["accuracy_mismatched"] = 0.0
-    (row,) = students(found)
-    assert row.missing == []
-    assert row.average == pytest.approx(100 * statistics.mean(scores.values()) + 1)
-    assert row.average_spread == pytest.approx(2**0.5 / 8**0.5)
-    del found[-2:]
-    assert students(found)[0].average is None
+    line = table(frame(found)).iloc[1]
+    assert line.missing == "" and line.avg == pytest.approx(100 * statistics.mean(scores.values()) + 1)
+    assert line["avg sd"] == pytest.approx(2**0.5 / 8**0.5)
+    assert pd.isna(table(frame(found[:-1])).iloc[1]["avg sd"])
+    assert pd.isna(table(frame(found[:-2])).iloc[1].avg)
 
 
 def test_tasks_of_very_different_budgets_are_not_averaged():
@@ -97,16 +137,15 @@ def test_tasks_of_very_different_budgets_are_not_averaged():
     for steps, even in ((200, True), (1000, True), (2000, False)):
         two[0]["stages"][1]["steps"] = steps
         row = rows(two, {column: GLUE[column] for column in ("RTE", "MRPC")})[1]
-        assert row.uneven is not even and (row.average is not None) is even
-    assert "very different times" in report(two, ("rte", "mrpc"))
+        assert ("different times" in row.notes) is not even and pd.isna(row.avg) is not even
     cola = result("cola", preset="full")  # 50 epochs in the paper, RTE has 20
     cola["stages"][1]["steps"] = 500
     two[0]["stages"][1]["steps"] = 200
-    assert not rows([two[0], cola], {column: GLUE[column] for column in ("RTE", "CoLA")})[1].uneven
+    assert not pd.isna(rows([two[0], cola], {column: GLUE[column] for column in ("RTE", "CoLA")})[1].avg)
 
 
 def test_averages_over_chosen_tasks_are_of_these_alone_also_for_published_rows():
-    text = report([result("rte", score=0.6), result("cola", score=0.3)], ("RTE", "cola"), "csv")
+    text = report(frame([result("rte", score=0.6), result("cola", score=0.3)]), ("RTE", "cola"), "csv")
     lines = {(line["method"], line["precision"], line["data"]): line for line in csv.DictReader(io.StringIO(text))}
     assert float(lines["bit", "W1A1", "sample"]["avg"]) == pytest.approx(45)
     assert float(lines["BiT", "W1A1", "published"]["avg"]) == pytest.approx((62.1 + 32.9) / 2)
@@ -132,44 +171,40 @@ def test_averages_over_chosen_tasks_are_of_these_alone_also_for_published_rows()
     ids=str,
 )
 def test_runs_of_other_budgets_recipes_and_options_are_kept_apart(other):
-    found = [result(seed=0, score=0.5), result(seed=1, score=0.9, **other)]
-    lines = [row for row in students(found) if row.precision == "W1A1"]
-    assert sorted(map(tuple, (row.values("RTE") for row in lines))) == [(pytest.approx(50),), (pytest.approx(90),)]
+    found = students([result(seed=0, score=0.5), result(seed=1, score=0.9, **other)])
+    assert sorted(row.RTE for row in found if row.precision == "W1A1") == pytest.approx([50, 90])
 
 
 def test_the_recipe_that_saw_most_is_in_the_first_row_and_the_other_stays_in_its_own():
     short, long = result(score=0.5, preset="full", epochs=1), result(score=0.6, preset="full", epochs=9)
     short["stages"][1]["steps"] = 5
-    sst2 = result("sst2", preset="full")
-    first, second = students([short, long, sst2])
-    assert first.values("RTE") == pytest.approx([60]) and first.values("SST-2") == pytest.approx([70])
-    assert second.values("RTE") == pytest.approx([50]) and second.values("SST-2") == []
+    lines = table(frame([short, long, result("sst2", preset="full")]))[1:]
+    assert list(lines["RTE"]) == pytest.approx([60, 50])
+    assert lines["SST-2"].iloc[0] == pytest.approx(70) and pd.isna(lines["SST-2"].iloc[1])
 
 
 def test_one_seed_counts_once():
     """Two files of the same numbers are one run; with other numbers, another row."""
-    (row,) = students([result(), result()])
-    assert len(row.values("RTE")) == 1
-    assert [len(row.values("RTE")) for row in students([result(), result(score=0.1), result(seed=1)])] == [2, 1]
+    assert [row.seeds for row in students([result(), result()])] == ["1"]
+    assert [row.seeds for row in students([result(), result(score=0.1), result(seed=1)])] == ["2", "1"]
 
 
 def test_a_stage_on_the_way_is_a_result_of_its_own_schedule():
     found = [result(schedule="W1A2 -> W1A1", preset="full"), result(schedule="W1A2", preset="full", alpha="carry")]
     assert [row.schedule for row in students(found)] == ["W32A32 -> W1A2", "W32A32 -> W1A2 -> W1A1"]
-    assert len(students(found)[0].values("RTE")) == 1  # the one-step run repeats the stage of the other
+    assert students(found)[0].seeds == "1"  # the one-step run repeats the stage of the other
 
 
 def test_full_precision_has_one_row_and_a_teacher_that_was_given_counts_once():
     own = [result(seed=seed, full=0.8 + seed / 10) for seed in (0, 1)] + [result(method="bit-released", full=0.8)]
-    (row,) = [row for row in rows(own) if row.method == "full precision"]
-    assert row.values("RTE") == pytest.approx([80, 90])
+    assert scores(own, method="full precision") == pytest.approx([85])
     given = [result(seed=seed, teacher="rte") for seed in (0, 1, 2)]
-    (row,) = [row for row in rows(given) if row.method == "full precision"]
-    assert row.values("RTE") == pytest.approx([90])
-    assert "RTE 1 given model, 100 steps" in report(given)
+    full = next(row for row in rows(given) if row.method == "full precision")
+    assert pytest.approx(90) == full.RTE and full.seeds == "1" and "RTE 1 given model, 100 steps" in full.notes
     given[1]["stages"][0] |= {"seconds": 61.0, "metrics": {"accuracy": 0.8}}
-    (row,) = [row for row in rows(given) if row.method == "full precision"]
-    assert row.values("RTE") == pytest.approx([90, 80])
+    assert scores(given, method="full precision") == pytest.approx([85])  # two models
+    trained = [result(), result(seed=3, teacher="W32A32")]  # one of these runs has trained the other's teacher
+    assert next(row for row in rows(trained) if row.method == "full precision").seeds == "1"
 
 
 def test_mnli_mismatched_alone_does_not_stand_for_matched():
@@ -177,8 +212,7 @@ def test_mnli_mismatched_alone_does_not_stand_for_matched():
     content["config"]["examples"] = {"train": 320, "validation_mismatched": 50}
     for stage in content["stages"]:
         del stage["metrics"]["accuracy_mismatched"]
-    (row,) = students([content])
-    assert row.values("MNLI-m") == [] and row.values("MNLI-mm") == pytest.approx([70])
+    assert scores([content], "MNLI-m") == [] and scores([content], "MNLI-mm") == pytest.approx([70])
 
 
 def test_an_option_that_is_new_marks_its_row_and_a_setting_that_is_new_and_usual_does_not():
@@ -186,7 +220,7 @@ def test_an_option_that_is_new_marks_its_row_and_a_setting_that_is_new_and_usual
     del plain["config"]["settings"]["W1A1"]["bf16"]
     assert len(students([new, plain])) == 1
     new["config"]["surprise"] = 20
-    assert any("surprise 20" in row.options for row in students([new, plain])) and len(students([new, plain])) == 2
+    assert [row.options for row in students([new, plain])] == ["", "surprise 20"]
 
 
 def test_augmented_runs_are_rows_of_their_own():
@@ -194,20 +228,29 @@ def test_augmented_runs_are_rows_of_their_own():
     augmented["config"] |= {"augment": {"name": "x", "table": "abc"}, "examples": {"train": 320, "augmented": 3200}}
     teacher, plain, other = rows([result(seed=0), augmented])
     assert teacher.method == "full precision", "one row: the teacher is not trained on augmented sentences"
-    assert (plain.options, other.options) == ("", "augmented") and other.values("RTE") == pytest.approx([70])
-    assert other.runs["rte"][0].training["epochs"] == 2 and plain.runs["rte"][0].training["epochs"] == 20
-    assert "bit, augmented" in report([augmented])
-
-
-def test_a_given_teacher_that_a_stored_run_trained_is_that_runs():
-    given = result(seed=3, teacher="W32A32")
-    assert len([row for row in rows([result(), given]) if row.method == "full precision"]) == 1
+    assert (plain.options, other.options) == ("", "augmented") and pytest.approx(70) == other.RTE
+    assert "epochs 2," in other.notes and "epochs 20," in plain.notes
+    assert "bit, augmented" in report(frame([augmented]))
 
 
 @pytest.mark.parametrize("method", ["bibert", "binarybert"])
 def test_the_rivals_schedules_are_read(method):
     found = students([result(method=method, schedule={"bibert": "W1A1", "binarybert": "W2A4 -> W1A4"}[method])])
     assert found[-1].method == method and found[-1].options == ""
+
+
+def test_size_and_operations_stand_in_the_rows():
+    full, student = rows([result() | {"cost": {"W32A32": [8.0, 1.0], "W1A1": [0.5, 0.1]}}])
+    assert (full.size_mib, full.flops_g, student.size_mib, student.flops_g) == (8.0, 1.0, 0.5, 0.1)
+
+
+def test_squad_is_a_table_of_its_own():
+    content = result("squad", schedule="W1A1")
+    content["stages"][1]["metrics"] = {"exact_match": 0.5, "f1": 0.6}
+    (row,) = students([content, result()], SQUAD)
+    assert (row.EM, row.F1) == (50, 60)
+    text = report(frame([content, result()]), ("squad",))
+    assert " 50.0  60.0 " in text and " 63.1  74.9 " in text and "RTE" not in text
 
 
 # ------------------------------------------------------------------------------------------------ formats
@@ -220,87 +263,63 @@ def test_the_formats_agree(tmp_path, capsys):
     for name in ("text", "markdown", "csv"):
         assert cli.main(["results", "--folder", str(tmp_path), "--format", name]) == 0
         printed[name] = capsys.readouterr().out
-        assert printed[name] == report(load(tmp_path), format=name) + "\n"
     glue, squad = printed["csv"].rstrip().split("\n\n")
     ours = [line for line in csv.DictReader(io.StringIO(glue)) if line["source"] == "bitlab"]
     assert [line["RTE"] for line in ours] == ["90.00", "72.50"] and ours[1]["RTE sd"] == "3.54"
     assert ours[1]["missing"].split()[0] == "MNLI-m" and ours[1]["avg"] == ""
     assert (ours[1]["seeds"], ours[1]["steps"], ours[1]["seconds"]) == ("1-2", "200", "120.0")
-    assert ours[1]["machine"] == "some processor, 1 thread" and ours[1]["model"] == ours[1]["data"] == "sample"
     assert "avg" not in squad.splitlines()[0] and "published,BERT-base,published,BiT,W1A1,W1A1" in squad
     for name in ("text", "markdown"):
-        assert "72.5 ±3.5" in printed[name] and "62.1" in printed[name] and "no results of SQuAD" in printed[name]
-    table = [line for line in printed["markdown"].splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in table if "MNLI" in table[0]}) <= 2
+        assert "72.5 ±3.5" in printed[name] and "62.1" in printed[name]
+    lines = [line for line in printed["markdown"].splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 2  # of two tables
     assert "| [2] | sample | sample | bit | W1A1 |" in printed["markdown"]
 
 
-def test_squad_is_a_table_of_its_own():
-    content = result("squad", schedule="W1A1")
-    content["stages"][1]["metrics"] = {"exact_match": 0.5, "f1": 0.6}
-    text = report([content, result()], ("squad",))
-    assert " 50.0  60.0 " in text and " 63.1  74.9 " in text and "RTE" not in text
-
-
-def test_size_and_operations_stand_in_the_rows():
-    full, student = rows([result() | {"cost": {"W32A32": [8.0, 1.0], "W1A1": [0.5, 0.1]}}])
-    assert (full.size, full.flops, student.size, student.flops) == (8.0, 1.0, 0.5, 0.1)
+def test_published_rows():
+    lines = {(row.method, row.precision): row for row in published("glue").itertuples()}
+    assert len(lines) == 9 and lines["BiT", "W1A1"].avg == 73.5 and lines["BiT", "W1A1"].RTE == 62.1
+    full = lines["full precision", "W32A32"]
+    assert (full.size_mib, full.flops_g, full.avg) == (418, 22.5, 83.9)
+    assert len(published("glue_augmented")) == 6 and published("squad").F1.iloc[-1] == 74.9
+    for line in published("glue").to_dict("records"):  # what published/README.md says of the averages
+        eight, nine = ([c for c in GLUE if c != left_out] for left_out in ("MNLI-mm", None))
+        means = [statistics.mean(line[column] for column in columns) for columns in (eight, nine)]
+        if (line["method"], line["precision"]) != ("BinaryBERT", "W1A4"):
+            assert abs(means[not line["method"].startswith("BiT")] - line["avg"]) <= 0.06, line["method"]
 
 
 # ------------------------------------------------------------------------------------------------ files
 
 
-def test_broken_files_are_one_clear_line(tmp_path, capsys):
-    good = result()
-    cases = {"{": "Expecting", "[]": "list", json.dumps({"task": "rte"}): "no 'method'"}
-    for change, says in (
-        ({"task": "wnli"}, "unknown task"),
-        ({"stages": []}, "its stages are not those of its schedule"),
-        ({"schedule": "W1A1 -> W1A2"}, "goes up"),
-    ):
-        cases[json.dumps(good | change)] = says
-    for content, says in cases.items():
-        (tmp_path / "broken.json").write_text(content)
-        assert cli.main(["results", "--folder", str(tmp_path)]) == 2
+def edits(content, choose, count=150):
+    """Copies of a result in which one value, anywhere, is gone or is another kind of thing."""
+    text = json.dumps(content)
+    for _ in range(count):
+        edited = place = json.loads(text)
+        while True:
+            key = choose.choice(list(place) if isinstance(place, dict) else range(len(place)))
+            if not isinstance(place[key], (dict, list)) or not place[key] or choose.random() < 0.2:
+                break
+            place = place[key]
+        if choose.random() < 0.4:
+            del place[key]
+        else:
+            place[key] = choose.choice([None, "many", -1, 1e400, [], {}, [1], {"a": 1}, 5, "", True])
+        yield edited
+
+
+def test_whatever_a_stored_file_holds_is_a_table_or_one_clear_line(tmp_path, capsys):
+    contents = [[], {}, 5, None, {"task": "rte"}, *edits(result(schedule="W1A2 -> W1A1"), random.Random(0))]
+    texts = ["{", "", "[" * 100_000, *map(json.dumps, contents)]
+    refused = 0
+    for text in texts:
+        (tmp_path / "broken.json").write_text(text)
+        code = cli.main(["results", "--folder", str(tmp_path), "--tasks", "rte"])
         err = capsys.readouterr().err
-        assert err.startswith("bitlab: broken.json is no stored result (") and err.count("\n") == 1 and says in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--format", "html"], "no format 'html': choose text, markdown, csv"),
-        (["--tasks", "rte,colla"], "Did you mean 'cola'?"),
-        (["nowhere"], "nowhere holds no result.json"),
-    ],
-)
-def test_bad_arguments(tmp_path, capsys, arguments, says):
-    assert cli.main(["results", "--folder", str(tmp_path), *arguments]) == 2
-    assert says in capsys.readouterr().err
-
-
-def test_storing_a_run_keeps_curves_and_the_cost_of_its_models(tmp_path):
-    run = tmp_path / "my-run"
-    run.mkdir()
-    files.write_json(run / "result.json", result())
-    for precision in ("W32A32", "W1A1"):
-        model = load_model("sample", "rte")
-        if precision == "W1A1":
-            from bitlab import BitConfig, binarize
-
-            model = binarize(model, BitConfig.from_precision(precision))
-        model.save_pretrained(run / precision)
-        load_tokenizer("sample").save_pretrained(run / precision)
-        files.write_json(run / precision / "log.json", [{"step": step, "loss": 1 / step} for step in range(1, 101)])
-    path = results.store(run, tmp_path / "stored")
-    assert path.name == "my-run.json"
-    (stored,) = load(tmp_path / "stored")
-    assert stored["name"] == "my-run" and stored == json.loads(json.dumps(results.collect(run)))
-    assert len(stored["curves"]["W1A1"]) == 10 and stored["curves"]["W1A1"][-1][0] == 100
-    (tmp_path / "other").mkdir()
-    (without,) = load(save(tmp_path / "other", result()))  # stored before there were costs: counted without weights
-    assert without["cost"]["W1A1"] == pytest.approx(stored["cost"]["W1A1"], rel=0.01)
-    assert stored["cost"]["W32A32"][0] > 8 * stored["cost"]["W1A1"][0]
+        refused += code == 2
+        assert code == 0 or (err.startswith("bitlab: broken.json is no stored result (") and err.count("\n") == 1), text
+    assert 60 < refused < len(texts)
 
 
 def finished(folder, content):
@@ -309,27 +328,41 @@ def finished(folder, content):
     return folder
 
 
-def test_storing_makes_the_folder_with_its_parents(tmp_path, capsys):
-    run = finished(tmp_path / "run", result())
-    assert cli.main(["results", str(run), "--folder", str(tmp_path / "a" / "b" / "c")]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "a" / "b" / "c" / "run.json")
-    assert [each["name"] for each in load(tmp_path / "a" / "b" / "c")] == ["run"]
-    (tmp_path / "file").touch()
-    assert cli.main(["results", str(run), "--folder", str(tmp_path / "file")]) == 2
-    assert (err := capsys.readouterr().err).count("\n") == 1 and "can't be written" in err
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [({}, "no 'config'"), ([], "list"), (result() | {"stages": []}, "its stages are not those of its schedule")],
-    ids=["empty", "list", "stages"],
-)
-def test_a_result_that_is_none_is_one_clear_line(tmp_path, capsys, content, says):
+@pytest.mark.parametrize("content", [{}, [], result() | {"stages": []}], ids=["empty", "list", "stages"])
+def test_a_run_without_a_result_is_one_clear_line(tmp_path, capsys, content):
     run = finished(tmp_path / "run", content)
     assert cli.main(["results", str(run), "--folder", str(tmp_path / "stored")]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"bitlab: {run / 'result.json'} is no result (") and err.count("\n") == 1 and says in err
-    assert "delete it, and run the same experiment again" in err and not (tmp_path / "stored").exists()
+    assert str(run / "result.json") in err and err.count("\n") == 1 and not (tmp_path / "stored").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--format", "html"], ["--tasks", "rte,colla"], ["nowhere"]], ids=str)
+def test_bad_arguments(tmp_path, capsys, arguments):
+    assert cli.main(["results", "--folder", str(tmp_path), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert arguments[-1].split(",")[-1] in err and err.count("\n") == 1
+
+
+def test_storing_a_run_keeps_curves_and_the_cost_of_its_models(tmp_path):
+    from bitlab import binarize
+
+    run = finished(tmp_path / "my-run", result())
+    for precision in ("W32A32", "W1A1"):
+        model = load_model("sample", "rte")
+        model = binarize(model) if precision == "W1A1" else model
+        model.save_pretrained(run / precision)
+        load_tokenizer("sample").save_pretrained(run / precision)
+        files.write_json(run / precision / "log.json", [{"step": step, "loss": 1 / step} for step in range(1, 101)])
+    path = results.store(run, tmp_path / "a" / "b")
+    assert path == tmp_path / "a" / "b" / "my-run.json"
+    (stored,) = results.records(tmp_path / "a" / "b")
+    assert stored == json.loads(json.dumps(results.collect(run)))
+    full, student = load(tmp_path / "a" / "b").itertuples()
+    assert student.name == "my-run" and len(student.curve) == 10 and student.curve[-1][0] == 100
+    assert full.mib > 8 * student.mib
+    (tmp_path / "file").touch()
+    with pytest.raises(BitlabError, match="can't be written"):
+        results.store(run, tmp_path / "file")
 
 
 def test_a_stored_result_is_not_replaced_by_another_runs(tmp_path):
@@ -339,49 +372,22 @@ def test_a_stored_result_is_not_replaced_by_another_runs(tmp_path):
     slower = result()
     slower["stages"][1]["seconds"] = 99.0  # the same run, measured again
     results.store(finished(tmp_path / "b" / "run", slower), tmp_path)
-    assert load(tmp_path)[0]["stages"][1]["seconds"] == 99
+    assert load(tmp_path).seconds[1] == 99
     for other in (result(score=0.1), result(seed=1), result("mrpc"), result(learning_rate=1e-5)):
-        with pytest.raises(
-            BitlabError, match=r"run\.json holds the result of another run: rename .* or delete"
-        ) as error:
+        with pytest.raises(BitlabError, match=r"run\.json holds the result of another run: rename .* or delete"):
             results.store(finished(tmp_path / "c" / "run", other), tmp_path)
-        assert "\n" not in str(error.value) and load(tmp_path)[0]["stages"] == slower["stages"]
+        assert load(tmp_path).seconds[1] == 99
     stored.write_text("{")  # what can't be read is nobody's result
     results.store(tmp_path / "c" / "run", tmp_path)
-    assert load(tmp_path)[0]["config"]["learning_rate"] == 1e-5
+    assert load(tmp_path).learning_rate[1] == 1e-5
 
 
 def test_a_general_distillation_is_no_result(tmp_path, capsys):
     files.write_json(tmp_path / "general" / "experiment.json", {"model": "minilm", "precision": "W1A1"})
-    files.write_json(tmp_path / "general" / "W1A1" / "stage.json", {})
     files.write_json(tmp_path / "begun" / "experiment.json", {"task": "rte", "model": "minilm"})
-    for name, says in (("general", "holds a general distillation, no task's result"), ("begun", "to finish it")):
+    for name, says in (("general", "holds a general distillation"), ("begun", "to finish it")):
         assert cli.main(["results", str(tmp_path / name), "--folder", str(tmp_path / "stored")]) == 2
         assert says in (err := capsys.readouterr().err) and err.count("\n") == 1
-
-
-def test_the_results_of_this_repository_are_readable():
-    found = load()
-    text = report(found)
-    assert all(f"{GLUE_NAMES[each['task']]}" in text for each in found)
-
-
-GLUE_NAMES = {task: column for column, (task, _) in GLUE.items()} | {"squad": "SQuAD"}
-
-
-def test_published_rows():
-    rows = {(row.method, row.precision): row for row in published("glue")}
-    assert len(rows) == 9 and rows["BiT", "W1A1"].average == 73.5 and rows["BiT", "W1A1"].values("RTE") == [62.1]
-    full = rows["full precision", "W32A32"]
-    assert (full.size, full.flops, full.average) == (418, 22.5, 83.9)
-    assert len(published("glue_augmented")) == 6 and published("squad")[-1].values("F1") == [74.9]
-    for (method, precision), row in rows.items():  # what published/README.md says of the averages
-        eight, nine = ([c for c in GLUE if c != left_out] for left_out in ("MNLI-mm", None))
-        means = [statistics.mean(row.printed[column] for column in columns) for columns in (eight, nine)]
-        if (method, precision) != ("BinaryBERT", "W1A4"):
-            assert abs(means[not method.startswith("BiT")] - row.average) <= 0.06, method
-    changed = copy.copy(full)
-    assert changed.published and not students([result()])[0].published
 
 
 @pytest.mark.skipif(not (REAL / "glue").is_dir(), reason="needs the original GLUE files")

@@ -134,12 +134,10 @@ class Lab:
         """
         from bitlab import results
 
-        found: dict[str, dict[int, float]] = {}
-        for result in results.load():
-            name, _, seed = result["name"].rpartition("-seed")
-            if name.startswith(prefix) and seed.isdigit():
-                found.setdefault(name.removeprefix(prefix), {})[int(seed)] = result["stages"][-1]["score"]
-        return found
+        runs = results.load().groupby("name").last()
+        runs["begin"] = runs.index.str.rpartition("-seed").get_level_values(0)
+        runs = runs[runs.begin.str.startswith(prefix)]
+        return {begin.removeprefix(prefix): dict(zip(g.seed, g.score)) for begin, g in runs.groupby("begin")}
 
 
 def start(notebook: str, model: str = "minilm", seed: int = 0) -> Lab:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
+from bitlab.text import aligned
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,11 @@ def readable(name: str) -> str:
 
 def table(seen: dict[str, list[Snapshot]]) -> str:
     """The last snapshot of every module as text, one line a module."""
-    width = max(map(len, seen))
-    lines = [f"{'module':{width}}  {'mean':>7}  {'std':>6}  {'+1':>6}  {'entropy':>7}  {'alpha':>6}"]
+    rows = [["module", "mean", "std", "+1", "entropy", "alpha"]]
     for name, snapshots in seen.items():
-        if snapshots:
-            last = snapshots[-1]
-            alpha = f"{last.alpha:6.3f}" if last.alpha is not None else "     -"
-            row = f"{last.mean:7.3f}  {last.std:6.3f}  {last.positive:6.1%}  {last.entropy:7.3f}  {alpha}"
-            lines.append(f"{name:{width}}  {row}")
-    return "\n".join(lines)
+        for last in snapshots[-1:]:
+            alpha = "-" if last.alpha is None else f"{last.alpha:.3f}"
+            rows.append(
+                [name, f"{last.mean:.3f}", f"{last.std:.3f}", f"{last.positive:.1%}", f"{last.entropy:.3f}", alpha]
+            )
+    return "\n".join(aligned(rows))

@@ -1,6 +1,21 @@
-"""Results: the `stored` and published ones, the `rows` that they make, the `tables` that print these."""
+"""Results: the `stored` runs as a DataFrame, the `table` that is computed from them, and the published rows."""
 
-from bitlab.results.stored import CONSTANT, FOLDER, collect, load, published, store
-from bitlab.results.table import report
+from bitlab.results.stored import CONSTANT, OWN, SHIPPED, collect, frame, load, measurement, records, store
+from bitlab.results.table import GLUE, SQUAD, published, report, table
 
-__all__ = ["CONSTANT", "FOLDER", "collect", "load", "published", "report", "store"]
+__all__ = [
+    "CONSTANT",
+    "GLUE",
+    "OWN",
+    "SHIPPED",
+    "SQUAD",
+    "collect",
+    "frame",
+    "load",
+    "measurement",
+    "published",
+    "records",
+    "report",
+    "store",
+    "table",
+]

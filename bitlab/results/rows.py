@@ -1,8 +1,9 @@
-"""The rows that stored results make: one for each model, data source, method, schedule and budget.
+"""Rows as objects, for notebooks that still want them; `bitlab.results.table` is what replaces them.
 
 A cell is the mean over seeds of one recipe. What is absent stays absent: a row never takes a number from another one.
 """
 
+import csv
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ from bitlab.errors import BitlabError
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.recipes import get_recipe
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
+from bitlab.results.table import PUBLISHED
 
 # Column of the published tables -> (task, the metrics whose mean it shows). The papers print accuracy for MRPC and QQP.
 GLUE = {
@@ -295,3 +297,21 @@ def _budget(preset: str, examples: int | None, steps: int | None) -> str:
     parts += [f"{examples:,} examples"] if examples else []
     parts += [f"at most {steps} steps a stage"] if steps else []
     return ", ".join(parts)
+
+
+def published(name: str = "glue") -> list[Row]:
+    """The rows that a paper prints: "glue", "glue_augmented" or "squad" (see published/README.md for the sources)."""
+    columns = SQUAD if name == "squad" else GLUE
+    with open(PUBLISHED / f"{name}.csv", encoding="utf-8") as file:
+        source = "published" + name.removeprefix("glue").removeprefix("squad").replace("_", ", ")
+        return [_published_row(line, columns, source) for line in csv.DictReader(file)]
+
+
+def _published_row(line: dict[str, str], columns: dict, source: str) -> Row:
+    weights, _, activations = line["bits"].split("-")
+    printed = {column: float(line[column if column in line else column.lower()]) for column in columns}
+    if "avg" in line:
+        printed["avg"] = float(line["avg"])
+    size, flops = (float(line[key]) if key in line else None for key in ("size_mib", "flops_g"))
+    method = "full precision" if weights == "32" else line["method"]
+    return Row("BERT-base", source, method, f"W{weights}A{activations}", "", "", columns, {}, printed, size, flops)

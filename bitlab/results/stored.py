@@ -1,51 +1,55 @@
-"""Stored results: one small JSON file a run in measured/, its configuration and loss curve included; published ones.
+"""Stored results: one small JSON file a run, its configuration and loss curve included; read as one DataFrame.
 
-`bitlab.results.rows` makes rows of them and `bitlab.results.table` prints these.
+Those that come with bitlab lie in measured/, new ones go to ./results of the folder that one works in.
 """
 
 import contextlib
-import csv
-import functools
 import json
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+import pandas as pd
 
 from bitlab import files
-from bitlab.config import BitConfig
-from bitlab.convert import binarize
 from bitlab.cost import summary
-from bitlab.data.sample import sample_config
+from bitlab.data.tasks import SQUAD, TASKS, get_task
 from bitlab.errors import BitlabError
-from bitlab.experiments.schedule import FULL
-from bitlab.models import load_model, minilm_folder
-from bitlab.results.rows import GLUE, SQUAD, Row, runs_of
+from bitlab.experiments.experiment import Experiment
+from bitlab.experiments.recipes import get_recipe
+from bitlab.experiments.schedule import FULL, Schedule, StageSettings
+from bitlab.models import load_model
 
-FOLDER = Path(__file__).parent / "measured"
-PUBLISHED = Path(__file__).parent / "published"
+SHIPPED = Path(__file__).parent / "measured"
+OWN = Path("results")
 CURVE_POINTS = 10
 # Percent that always the same answer scores on GLUE's dev sets, by column of the table. A dev set we lack has no entry.
 CONSTANT = {"SST-2": 50.9, "CoLA": 0.0, "STS-B": 0.0, "MRPC": 68.4, "RTE": 52.7}
+KINDS = {"task": str, "method": str, "model": str, "data": str, "seed": int, "schedule": str, "stages": list}
+KINDS |= {"config": dict, "machine": dict}
 
 # ------------------------------------------------------------------------------------------------ files
 
 
-def store(run: str | Path, folder: str | Path = FOLDER) -> Path:
-    """Copy a finished run's result, with its loss curves and its models' costs, into the results folder.
+def store(run: str | Path, folder: str | Path = OWN) -> Path:
+    """Copy a finished run's result, with its loss curves and its models' costs, into a folder of results.
 
-    Args: run: the folder of a run, holding result.json. folder: where results are kept.
-    Returns: the new file, named after the run.
-    Errors: BitlabError as of `collect`, if the file holds another run's result, and if it can't be written.
+    Args:
+        run: the folder of a run, holding result.json.
+        folder: where results are kept.
+
+    Returns:
+        The new file, named after the run.
+
+    Raises:
+        BitlabError: as of `collect`, if the file holds another run's result, and if it can't be written.
     """
     result = collect(run)
     path = Path(folder) / f"{result.pop('name')}.json"
     if _holds_another(path, result):
         raise BitlabError(f"{path} holds the result of another run: rename the run's folder, or delete this file")
-    try:
+    with files.writing(path, "choose another --folder"):
         files.write_json(path, result)
-    except OSError as error:
-        raise BitlabError(f"{path} can't be written ({error.strerror}): choose another --folder") from error
     return path
 
 
@@ -64,16 +68,23 @@ def _identity(result: dict) -> tuple:
 
 
 def collect(run: str | Path) -> dict:
-    """A finished run as `load` would give it once stored: curves thinned to ten points a stage, and the models' costs.
+    """A finished run as it is stored: curves thinned to ten points a stage, and the models' costs.
 
-    Errors: BitlabError if the run is not finished, is no task's, or its result.json is damaged.
+    Args:
+        run: the folder of a run, holding result.json.
+
+    Returns:
+        The content of the stored file, and "name".
+
+    Raises:
+        BitlabError: if the run is not finished, is no task's, or its result.json is damaged.
     """
     run = Path(run)
     result = files.read_json(run / files.RESULT)
     if result is None:
         raise BitlabError(_why_none(run))
     with _one_line(f"{run / files.RESULT} is no result", "delete it, and run the same experiment again"):
-        runs_of(result)
+        _stages(result)
     stages = [stage["precision"] for stage in result["stages"]]
     costs = {name: _cost(load_model(run / name, result["task"])) for name in stages if (run / name).is_dir()}
     return {"name": run.name, **result, "curves": {name: _curve(run / name) for name in stages}, "cost": costs}
@@ -88,28 +99,37 @@ def _why_none(run: Path) -> str:
 
 
 def _curve(stage: Path) -> list[tuple[int, float]]:
-    log = [
-        (entry["step"], round(entry["loss"], 4))
-        for entry in files.read_json(stage / "log.json", list) or []
-        if "loss" in entry
-    ]
-    every = max(1, len(log) // CURVE_POINTS)
-    return log[::-every][::-1]
+    log = files.read_json(stage / "log.json", list) or []
+    points = [(entry["step"], round(entry["loss"], 4)) for entry in log if "loss" in entry]
+    every = max(1, len(points) // CURVE_POINTS)
+    return points[::-every][::-1]
 
 
-def load(folder: str | Path = FOLDER) -> list[dict]:
-    """All stored results, by file name; each gets its file's name as "name".
+def _cost(model) -> list[float]:
+    """[MiB, GFLOPs at length 128] of a model."""
+    counted = summary(model)
+    return [round(counted.mib, 3), round(counted.flops / 1e9, 4)]
 
-    Errors: BitlabError, one line, for a file that is no stored result.
+
+def records(folder: str | Path | None = None) -> list[dict]:
+    """All stored results as their files hold them, by file name; each gets that name, without ".json", as "name".
+
+    Args:
+        folder: where they are kept; None: those that come with bitlab, and those in ./results, which stand in place
+            of shipped ones of the same name.
+
+    Raises:
+        BitlabError: one line, for a file that is no stored result.
     """
-    return [_checked(path) for path in sorted(Path(folder).glob("*.json"))]
+    folders = [SHIPPED, OWN] if folder is None else [Path(folder)]
+    paths = {path.name: path for each in folders for path in each.glob("*.json")}
+    return [_checked(paths[name]) for name in sorted(paths)]
 
 
 def _checked(path: Path) -> dict:
-    with _one_line(f"{path.name} is no stored result", "delete it, or store its run again"):
+    with _one_line(f"{path.name} is no stored result", "move it elsewhere, or store its run again"):
         result = json.loads(path.read_text(encoding="utf-8"))
-        result.setdefault("cost", _known_costs(result))
-        runs_of(result)
+        _stages(result)
     return {"name": path.stem, **result}
 
 
@@ -123,53 +143,179 @@ def _one_line(what: str, remedy: str):
         reason = str(error)
     except (KeyError, IndexError) as error:
         reason = f"no {error}"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = str(error)
     raise BitlabError(f"{what} ({reason}): {remedy}")
 
 
-def published(name: str = "glue") -> list[Row]:
-    """The rows that a paper prints: "glue", "glue_augmented" or "squad" (see published/README.md for the sources)."""
-    columns = SQUAD if name == "squad" else GLUE
-    with open(PUBLISHED / f"{name}.csv", encoding="utf-8") as file:
-        source = "published" + name.removeprefix("glue").removeprefix("squad").replace("_", ", ")
-        return [_published_row(line, columns, source) for line in csv.DictReader(file)]
+def measurement(name: str) -> dict:
+    """What else was measured and comes with bitlab.
+
+    Args:
+        name: a file below measured/ without its ending: "tuning/stsb", "speed/train", "general/minilm-W1A1".
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        BitlabError: if there is none of that name.
+    """
+    content = files.read_json(SHIPPED / f"{name}.json")
+    if content is None:
+        known = sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.glob("*/*.json"))
+        raise BitlabError(f"no measurement {name!r} is stored: choose {', '.join(known)}")
+    return content
 
 
-def _published_row(line: dict[str, str], columns: dict, source: str) -> Row:
-    weights, _, activations = line["bits"].split("-")
-    printed = {column: float(line[column if column in line else column.lower()]) for column in columns}
-    if "avg" in line:
-        printed["avg"] = float(line["avg"])
-    size, flops = (float(line[key]) if key in line else None for key in ("size_mib", "flops_g"))
-    method = "full precision" if weights == "32" else line["method"]
-    return Row("BERT-base", source, method, f"W{weights}A{activations}", "", "", columns, {}, printed, size, flops)
+# ------------------------------------------------------------------------------------------------ the DataFrame
 
 
-# ------------------------------------------------------------------------------------------------ costs
+def load(folder: str | Path | None = None) -> pd.DataFrame:
+    """All stored results as one tidy table: a row for each stage of each run, full precision first.
+
+    Args:
+        folder: as in `records`.
+
+    Returns:
+        A DataFrame as of `frame`.
+
+    Raises:
+        BitlabError: one line, for a file that is no stored result.
+    """
+    return frame(records(folder))
 
 
-def _cost(model) -> list[float]:
-    """[MiB, GFLOPs at length 128] of a model."""
-    counted = summary(model)
-    return [round(counted.mib, 3), round(counted.flops / 1e9, 4)]
+def frame(results: Iterable[dict]) -> pd.DataFrame:
+    """Results as a DataFrame with a row for each stage of each run.
+
+    Args:
+        results: as `records` and `collect` give them, or as a run's result.json holds them.
+
+    Returns:
+        The columns, in this order:
+
+        - name, task, method, model, data, seed, schedule: the run's.
+        - path, precision: of the stage; its path is its schedule so far, "W32A32 -> W1A2".
+        - given: whether the stage is a teacher that was given, not trained by this run.
+        - score and one column a metric (accuracy, f1, ...), as fractions; NaN where a task has no such metric.
+        - steps, seconds: of this stage. total_steps, total_seconds, seen: of all distillation stages so far (the
+          full-precision model's own in its row); seen counts examples.
+        - epochs, batch_size, learning_rate, alpha_learning_rate: as the stage was trained.
+        - mib, gflops: the model's cost (at length 128), NaN where it is not known.
+        - options: what differs from the defaults, in words. budget: the preset and its limits. recipe: what runs have
+          in common that differ in nothing but their seed. machine. trained: the steps of each stage, "100 + 200".
+        - curve: (step, loss) pairs.
+        - every other field of the configuration, as it was asked for.
+    """
+    found = pd.DataFrame([row for result in results for row in _stages(result)])
+    return found.reindex(columns=[*COLUMNS, *found.columns.difference(COLUMNS, sort=False)])
 
 
-def _known_costs(result: dict) -> dict[str, list[float]]:
-    """The costs of a result that was stored without them, as far as its model is one that comes with bitlab."""
-    if result["method"] not in ("bit", "bit-released"):
-        return {}
-    names = [stage["precision"] for stage in result["stages"]]
-    return {name: cost for name in names if (cost := _named_cost(result["model"], name))}
+RUN = ["name", "task", "method", "model", "data", "seed", "schedule"]
+METRICS = sorted({name for task in (*TASKS.values(), SQUAD) for name in task.metrics} | {"accuracy_mismatched"})
+SETTINGS = ["epochs", "batch_size", "learning_rate", "alpha_learning_rate"]
+COLUMNS = [*RUN, "path", "precision", "given", "score", *METRICS, "steps", "seconds", "total_steps", "total_seconds"]
+COLUMNS += ["seen", *SETTINGS, "mib", "gflops", "options", "budget", "recipe", "machine", "trained", "curve"]
+COLUMNS += ["preset", "train_examples", "max_steps"]
+DEFAULTS = {option.name: option.default for option in fields(Experiment)}
+USUAL = {option.name: option.default for option in fields(StageSettings)}
+WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
+# What of a run's configuration is told by other means; any other option that is not at its default marks a row.
+TOLD = {"task", "model", "data", "schedule", "method", "preset", "seed", "teacher", "train_examples", "max_steps"}
+TOLD |= {"epochs", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs", "teacher_learning_rate"}
+TOLD |= {"bf16", "examples", "settings", "questions", "augment", "data_digest", "model_digest", *WINDOWS}
+SAME = 12  # digits: beyond them a training that is repeated on another day may differ
 
 
-@functools.cache
-def _named_cost(model: str, precision: str) -> list[float] | None:
-    """The cost of a model that comes with bitlab, counted without its weights; None for another one."""
-    try:
-        config = {"sample": sample_config, "minilm": lambda: AutoConfig.from_pretrained(minilm_folder())}[model]()
-    except (KeyError, BitlabError):
-        return None
-    with torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config)
-        return _cost(empty if precision == FULL else binarize(empty, BitConfig.from_precision(precision)))
+def _stages(result: dict) -> list[dict]:
+    """The rows of one result; whatever is no result raises here, and nowhere later."""
+    for key, kind in KINDS.items():
+        if not isinstance(result[key], kind):
+            raise ValueError(f"{key} is {result[key]!r:.40}")
+    config, stages = result["config"], result["stages"]
+    precisions = Schedule.parse(result["schedule"], get_recipe(result["method"]).method).precisions
+    if tuple(stage["precision"] for stage in stages) != precisions:
+        raise BitlabError("its stages are not those of its schedule")
+    run = {name: result.get(name) for name in RUN} | {"task": get_task(result["task"]).name}
+    asked = {key: value for key, value in config.items() if not isinstance(value, (dict, list)) and key not in SETTINGS}
+    return [asked | run | _stage(result, precisions[: number + 1]) for number in range(len(stages))]
+
+
+def _stage(result: dict, path: tuple[str, ...]) -> dict:
+    """The columns of the stage at which `path` ends."""
+    config, stages = result["config"], result["stages"][: len(path)]
+    stage, student = stages[-1], len(path) > 1
+    given = bool(config.get("teacher")) and not student
+    settings = {name: config["settings"][name] for name in path}
+    trained = stages[1:] or stages  # a student's training is its distillation
+    mib, gflops = result.get("cost", {}).get(path[-1]) or (None, None)
+    return {
+        "path": " -> ".join(path),
+        "precision": path[-1],
+        "given": given,
+        "score": float(stage["score"]),
+        **_metrics(stage, config),
+        "steps": int(stage["steps"]),
+        "seconds": float(stage["seconds"]),
+        "total_steps": sum(each["steps"] for each in trained),
+        "total_seconds": sum(each["seconds"] for each in trained),
+        "seen": sum(each["steps"] * settings[each["precision"]]["batch_size"] for each in trained),
+        **_training(stage, settings[path[-1]], config),
+        "mib": mib,
+        "gflops": gflops,
+        "options": _options(result, path) if student else "",
+        "budget": _budget(config),
+        "recipe": json.dumps(_recipe(config, {} if given else settings), sort_keys=True),
+        "machine": _machine(result["machine"]),
+        "trained": " + ".join(str(each["steps"]) for each in trained),
+        "curve": result.get("curves", {}).get(path[-1]),
+    }
+
+
+def _metrics(stage: dict, config: dict) -> dict[str, float]:
+    """A stage's metrics, rounded; where MNLI was evaluated on its mismatched set alone, they are marked as that."""
+    dev = [name for name in config["examples"] if name != "train"]
+    mark = "_mismatched" if dev == ["validation_mismatched"] else ""
+    return {name + mark: round(float(value), SAME) for name, value in stage["metrics"].items()}
+
+
+def _training(stage: dict, settings: dict, config: dict) -> dict[str, float]:
+    """Epochs, batch and rates of a stage, as it was trained."""
+    counted = config["examples"]
+    examples = counted.get("augmented" if stage["precision"] != FULL else "train") or counted["train"]
+    batch, rate = float(settings["batch_size"]), float(settings["learning_rate"])
+    alpha = float(settings.get("alpha_learning_rate", USUAL["alpha_learning_rate"]))
+    return dict(zip(SETTINGS, (stage["steps"] * batch / examples, batch, rate, alpha)))
+
+
+def _recipe(config: dict, settings: dict[str, dict]) -> dict:
+    """What runs that differ in their seed alone have in common. A setting that is usual may be absent."""
+    unusual = {name: {k: v for k, v in stage.items() if v != USUAL.get(k)} for name, stage in settings.items()}
+    windows = {name: config.get(name) for name in WINDOWS}
+    augment = config.get("augment") if set(settings) - {FULL} else None  # no teacher is trained on it
+    data = {"examples": config["examples"]["train"], "augmented": (augment or {}).get("table")}
+    return {"teacher": config.get("teacher"), **data, **windows, **unusual}
+
+
+def _options(result: dict, path: tuple[str, ...]) -> str:
+    """The options that differ from their defaults, in words. Those that the path does not come to use are left out."""
+    config = result["config"]
+    idle = () if len(path) > 2 else ("alpha", "stage_teacher")  # the first stage has no scales before it
+    usual = DEFAULTS | {"stage_teacher": get_recipe(result["method"]).stage_teacher}
+    unusual = {name: value for name, value in config.items() if name not in (*TOLD, *idle)}
+    unusual = {name: value for name, value in unusual.items() if value not in (usual.get(name), None)}
+    # a switch that is on is told by its name
+    words = [f"{name.replace('_', ' ')} {'' if value is True else value}".strip() for name, value in unusual.items()]
+    return ", ".join(words + ["augmented"] * bool(config.get("augment")))
+
+
+def _budget(config: dict) -> str:
+    parts = [config.get("preset")]
+    parts += [f"{config['train_examples']:,} examples"] if config.get("train_examples") else []
+    parts += [f"at most {config['max_steps']} steps a stage"] if config.get("max_steps") else []
+    return ", ".join(parts)
+
+
+def _machine(machine: dict) -> str:
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+    return machine.get("gpu") or f"{machine['processor']}, {threads}"

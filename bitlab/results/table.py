@@ -1,18 +1,39 @@
-"""The table of results as text, Markdown or CSV: ours beside the published rows, and what every row stands on."""
+"""The table of results: ours, the mean over seeds of each recipe, beside the published rows.
 
-import csv
-import io
-import statistics
+What is absent stays absent: a row never takes a number from another one.
+"""
+
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
 
 from bitlab.data.tasks import get_task
-from bitlab.errors import BitlabError
+from bitlab.errors import check_choice
 from bitlab.experiments.schedule import FULL
-from bitlab.results import published
-from bitlab.results.rows import GLUE, SQUAD, Row, Run, rows, spread
+from bitlab.results.stored import METRICS
+from bitlab.text import aligned
 
+# Column of the published tables -> (task, the metrics whose mean it shows). The papers print accuracy for MRPC and QQP.
+GLUE = {
+    "MNLI-m": ("mnli", ["accuracy"]),
+    "MNLI-mm": ("mnli", ["accuracy_mismatched"]),
+    "QQP": ("qqp", ["accuracy"]),
+    "QNLI": ("qnli", ["accuracy"]),
+    "SST-2": ("sst2", ["accuracy"]),
+    "CoLA": ("cola", ["matthews_correlation"]),
+    "STS-B": ("stsb", ["pearson", "spearman"]),
+    "MRPC": ("mrpc", ["accuracy"]),
+    "RTE": ("rte", ["accuracy"]),
+}
+SQUAD = {"EM": ("squad", ["exact_match"]), "F1": ("squad", ["f1"])}
+UNEVEN = 5  # budgets of a row's tasks that differ by more are not averaged over
+NOT_AVERAGED = "MNLI-mm"  # the average is over tasks, as BiT's own rows are: MNLI counts once
 FORMATS = ("text", "markdown", "csv")
+PUBLISHED = Path(__file__).parent / "published"
+# What the runs of one row have in common; a second recipe of the same task opens another row, one "line" further down.
+ROW = ["model", "data", "preset", "train_examples", "max_steps", "method", "path", "options"]
 CAPTIONS = {
     "GLUE": "GLUE, dev sets, percent: mean ± standard deviation over seeds. MRPC and QQP: accuracy, as the papers "
     "print them; STS-B: mean of Pearson and Spearman; CoLA: Matthews correlation. "
@@ -22,90 +43,158 @@ CAPTIONS = {
     "full-precision model in its rows), all tasks of the row.",
     "SQuAD": "SQuAD v1.1, dev set, percent: mean ± standard deviation over seeds. EM: exact match.",
 }
-PLAIN = ("model", "data", "method", "schedule")
-LAST = ("MiB", "GFLOPs", "seeds", "steps", "time")
 
 
-def report(results: Iterable[dict], tasks: Sequence[str] | None = None, format: str = "text") -> str:
+def report(runs: pd.DataFrame, tasks: Iterable[str] | None = None, format: str = "text") -> str:
     """The GLUE table and the SQuAD table of stored results, or one restricted to some tasks.
 
     Args:
-        results: as `bitlab.results.load` gives them.
+        runs: as `bitlab.results.load` gives them.
         tasks: names, for instance ("cola", "rte", "squad"): only their columns, and averages over them alone, the
             published ones too. None: everything.
         format: "text", "markdown" (each with a caption and a note a row) or "csv" (bare numbers; the SQuAD table
             follows after an empty line).
-    Errors: BitlabError for another format, an unknown task, or a result that is none.
+
+    Raises:
+        BitlabError: for another format or an unknown task.
     """
-    if format not in FORMATS:
-        raise BitlabError(f"no format {format!r}: choose {', '.join(FORMATS)}")
-    results = list(results)
+    check_choice("format", format, FORMATS)
     named = None if tasks is None else {get_task(name).name for name in tasks}
     tables = []
     for title, columns, names in (("GLUE", GLUE, ("glue", "glue_augmented")), ("SQuAD", SQUAD, ("squad",))):
         kept = {column: entry for column, entry in columns.items() if named is None or entry[0] in named}
         if kept:
-            lines = rows(results, kept) + [_restricted(row, kept) for name in names for row in published(name)]
-            tables.append(_csv(title, lines, kept) if format == "csv" else _page(title, lines, kept, format))
+            lines = [*_lines(runs, kept), *(line for name in names for line in _published(name, kept))]
+            lines = pd.DataFrame(lines, columns=_head(kept))
+            tables.append(_csv(lines, kept) if format == "csv" else _page(title, lines, kept, format))
     return "\n\n".join(tables)
 
 
-def _restricted(row: Row, columns: dict) -> Row:
-    """A published row with these columns; an average over others than the printed ones is taken anew."""
-    if columns.keys() != row.columns.keys():
-        row.printed = {column: row.printed[column] for column in columns}
-        row.columns = columns
-    return row
+def table(runs: pd.DataFrame, columns: dict = GLUE) -> pd.DataFrame:
+    """Our rows: one for each model, data source, method, schedule and budget, and those of full precision.
+
+    Runs share a cell if nothing but their seed differs. Where a task has runs of several recipes (epochs, batch,
+    rates, ...), the one that saw most examples is in the first row and the others are in rows of their own.
+
+    Args:
+        runs: as `bitlab.results.load` gives them.
+        columns: `GLUE`, `SQUAD` or some of one's entries.
+
+    Returns:
+        A row each, scores in percent, NaN where there is none: source, model, data, method, schedule, precision,
+        options, budget; each column's mean and, where there are several seeds, standard deviation ("RTE", "RTE sd");
+        avg, avg sd (not of SQuAD); size_mib, flops_g; missing columns, seeds, steps, seconds, machine, notes.
+    """
+    return pd.DataFrame(_lines(runs, columns), columns=_head(columns))
 
 
-# ------------------------------------------------------------------------------------------------ text and Markdown
+def published(name: str = "glue", columns: dict | None = None) -> pd.DataFrame:
+    """The rows that a paper prints, in the form of `table`.
+
+    Args:
+        name: "glue", "glue_augmented" or "squad"; published/README.md tells the sources.
+        columns: these alone; an average over others than the printed ones is taken anew.
+    """
+    columns = columns or (SQUAD if name == "squad" else GLUE)
+    return pd.DataFrame(_published(name, columns), columns=_head(columns))
 
 
-def _page(title: str, lines: list[Row], columns: dict, format: str) -> str:
-    head = ["", *PLAIN, *columns, *(["avg"] if title == "GLUE" else []), *LAST]
-    body = [_cells(row, number, columns, title == "GLUE") for number, row in enumerate(lines, 1)]
-    notes = [f"[{number}] {_note(row)}" for number, row in enumerate(lines, 1) if not row.published]
-    notes = notes or [f"no results of {title} are stored"]
-    if format == "markdown":
-        left = 1 + len(PLAIN)
-        rule = ["---" if i < left else "---:" for i in range(len(head))]
-        table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
-        return "\n\n".join([CAPTIONS[title], table, "\n".join(f"- {note}" for note in notes)])
-    widths = [max(map(len, column)) for column in zip(head, *body)]
-    align = [str.ljust if i <= len(PLAIN) else str.rjust for i in range(len(head))]
-    text = ["  ".join(f(c, w) for f, c, w in zip(align, cells, widths)).rstrip() for cells in (head, *body)]
-    return "\n".join(
-        [*textwrap.wrap(CAPTIONS[title], 120), "", text[0], "-" * max(map(len, text)), *text[1:], "", *notes]
+def _head(columns: dict) -> list[str]:
+    average = [] if columns.keys() <= SQUAD.keys() else ["avg"]
+    scores = [name for column in (*columns, *average) for name in (column, f"{column} sd")]
+    head = ["source", "model", "data", "method", "schedule", "precision", "options", "budget", *scores]
+    return [*head, "size_mib", "flops_g", "missing", "seeds", "steps", "seconds", "machine", "notes"]
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def _lines(runs: pd.DataFrame, columns: dict) -> list[dict]:
+    runs = runs[runs.task.isin({task for task, _ in columns.values()})]
+    if runs.empty:
+        return []
+    groups = _cells(runs).groupby([*ROW, "line"], sort=False, dropna=False)
+    return [_line(dict(zip(ROW, key)), cells, columns) for key, cells in groups]
+
+
+def _cells(runs: pd.DataFrame) -> pd.DataFrame:
+    """The stages that make the table, in its order, each with the "line" of its row: runs of one task and one line
+    differ in their seed alone. Runs that repeat another's numbers are left out."""
+    runs = runs.assign(method=runs.method.where(runs.path != FULL, "full precision"))
+    runs["outcome"] = list(map(str, runs[METRICS].values.tolist()))
+    runs["training"] = list(map(str, runs[["task", *METRICS, "total_steps", "total_seconds"]].values.tolist()))
+    runs = runs[~(runs.given & runs.training.isin(runs.training[~runs.given]))]  # another of the runs has trained it
+    # a given teacher is one model, whatever the seed of its students: its numbers tell it from another one
+    runs = runs.assign(who=runs.seed.astype(str).where(~runs.given, runs.outcome))
+    cell = [*ROW, "task", "recipe"]
+    runs = runs.drop_duplicates([*cell, "who", "outcome"])
+    runs = runs.assign(turn=runs.groupby([*cell, "who"], dropna=False).cumcount())
+    groups = runs.groupby([*cell, "turn"], sort=False, dropna=False)
+    runs = runs.assign(group=groups.ngroup(), most=groups.seen.transform("first"), size=groups.seen.transform("size"))
+    first = runs.drop_duplicates("group").sort_values(["most", "size", "group"], ascending=[False, False, True])
+    lines = first.groupby([*ROW, "task"], dropna=False).cumcount()
+    runs = runs.assign(line=runs.group.map(dict(zip(first.group, lines))))
+    order = runs.assign(
+        train_examples=runs.train_examples.fillna(1e9),
+        max_steps=runs.max_steps.fillna(1e9),
+        student=runs.path != FULL,
+        length=runs.path.str.len(),
+        place=range(len(runs)),
     )
+    by = ["model", "data", "preset", "train_examples", "max_steps", "student", "method", "length", "path", "options"]
+    return runs.loc[order.sort_values([*by, "line", "place"]).index]
 
 
-def _cells(row: Row, number: int, columns: dict, average: bool) -> list[str]:
-    scores = [_mean(row.values(column)) for column in columns]
-    if average:
-        scores.append(_number(row.average, row.average_spread))
-    schedule = row.schedule.removeprefix(FULL + " -> ")
-    mark = "" if row.published else f"[{number}]"
-    cost = [f"{value:.3g}" if value is not None else "-" for value in (row.size, row.flops)]
-    method = ", ".join(filter(None, (row.method, row.options)))
-    return [mark, row.model, row.data, method, schedule, *scores, *cost, *_effort(row)]
+def _line(row: dict, cells: pd.DataFrame, columns: dict) -> dict:
+    """One row of the table, made of its runs."""
+    tasks = dict(list(cells.groupby("task", sort=False)))
+    first = pd.DataFrame([runs.iloc[0] for runs in tasks.values()])
+    scores = {column: _percent(tasks.get(task), metrics) for column, (task, metrics) in columns.items()}
+    missing = [column for column, values in scores.items() if values.empty]
+    averaged = [] if missing or _uneven(first) else _averaged(columns)
+    means = {column: values.mean() for column, values in scores.items()}
+    spreads = {f"{column} sd": values.std() for column, values in scores.items()}  # n - 1 in the denominator
+    spread = sum(spreads[f"{column} sd"] ** 2 for column in averaged) ** 0.5 / max(1, len(averaged))
+    cost = cells.dropna(subset="mib").head(1)
+    return {
+        "source": "bitlab",
+        **{name: row[name] for name in ("model", "data", "method", "options")},
+        "schedule": row["path"],
+        "precision": row["path"].split()[-1],
+        "budget": cells.budget.iloc[0],
+        **means,
+        **spreads,
+        "avg": pd.Series([means[column] for column in averaged], dtype=float).mean(),
+        "avg sd": spread if averaged else None,
+        "size_mib": cost.mib.max(),
+        "flops_g": cost.gflops.max(),
+        "missing": " ".join(missing),
+        "seeds": _range(len(runs) for runs in tasks.values()),
+        "steps": _range(first.total_steps),
+        "seconds": sum(runs.total_seconds.mean() for runs in tasks.values()),
+        "machine": " / ".join(dict.fromkeys(cells.machine)),
+        "notes": _note(cells.budget.iloc[0], tasks, missing, _uneven(first)),
+    }
 
 
-def _mean(values: Sequence[float]) -> str:
-    return _number(statistics.mean(values), spread(values)) if values else "-"
+def _percent(runs: pd.DataFrame | None, metrics: list[str]) -> pd.Series:
+    """One number a seed: the mean of these metrics, of the runs that have them all."""
+    return pd.Series(dtype=float) if runs is None else 100 * runs[metrics].dropna().mean(axis=1)
 
 
-def _number(value: float | None, deviation: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" + (f" ±{deviation:.1f}" if deviation is not None else "")
+def _averaged(columns: dict) -> list[str]:
+    return [column for column in columns if column != NOT_AVERAGED or "MNLI-m" not in columns]
 
 
-def _effort(row: Row) -> list[str]:
-    """Seeds, steps and time: one number, or the range over the row's tasks."""
-    if row.published:
-        return ["-", "-", "-"]
-    groups = row.runs.values()
-    return [_range(map(len, groups)), _range(sum(group[0].steps) for group in groups), _duration(seconds(row))]
+def _uneven(first: pd.DataFrame) -> bool:
+    """Whether some task was trained much longer than another, in epochs and as a share of the paper's epochs.
+
+    Args:
+        first: a run of each task.
+    """
+    trained = first[~first.given]
+    shares = trained.epochs / [get_task(task).epochs for task in trained.task]
+    return bool((trained.epochs.max() > UNEVEN * trained.epochs.min()) & (shares.max() > UNEVEN * shares.min()))
 
 
 def _range(numbers: Iterable[int]) -> str:
@@ -113,9 +202,94 @@ def _range(numbers: Iterable[int]) -> str:
     return f"{numbers[0]}" if numbers[0] == numbers[-1] else f"{numbers[0]}-{numbers[-1]}"
 
 
-def seconds(row: Row) -> float:
-    """Training time of one seed (the mean of the seeds), summed over the row's tasks."""
-    return sum(statistics.mean(run.seconds for run in group) for group in row.runs.values())
+def _note(budget: str, tasks: dict[str, pd.DataFrame], missing: list[str], uneven: bool) -> str:
+    """What the row stands on: budget, every task's seeds and training, machines, and what is missing."""
+    machines = dict.fromkeys(machine for runs in tasks.values() for machine in runs.machine)
+    parts = [budget, *(_task_note(task, runs) for task, runs in tasks.items()), " / ".join(machines)]
+    if missing:
+        parts.append(f"missing, so without an average: {', '.join(missing)}")
+    elif uneven:
+        parts.append("without an average: its tasks were trained for very different times")
+    return "; ".join(parts)
+
+
+def _task_note(task: str, runs: pd.DataFrame) -> str:
+    several, run = "s" * (len(runs) > 1), runs.iloc[0]
+    seeds = ", ".join(str(seed) for seed in sorted(runs.seed))
+    who = f"{len(runs)} given model{several}" if run.given else f"seed{several} {seeds}"
+    details = {"epochs": run.epochs, "batch": run.batch_size, "rate": run.learning_rate}
+    details |= {"alpha rate": run.alpha_learning_rate} if run.alpha_learning_rate != 1e-4 else {}
+    told = ", ".join(f"{name} {value:.3g}" for name, value in details.items())
+    words = [who, f"{run.trained} steps" + ("" if run.given else f" ({told})")]
+    metrics = list(get_task(task).metrics)
+    if len(metrics) > 1 and task != "squad":
+        words += [f"{name} {100 * mean:.1f}" for name, mean in runs[metrics].mean().items()]
+    return f"{get_task(task).title} {', '.join(words)}"
+
+
+def _published(name: str, columns: dict) -> list[dict]:
+    printed = pd.read_csv(PUBLISHED / f"{name}.csv").rename(columns=str.lower)
+    whole = SQUAD if name == "squad" else GLUE
+    data = "published" + name.removeprefix("glue").removeprefix("squad").replace("_", ", ")
+    lines = []
+    for line in printed.to_dict("records"):
+        weights, _, activations = line["bits"].split("-")
+        scores = {column: float(line[column.lower()]) for column in columns}
+        average = pd.Series([scores[column] for column in _averaged(columns)]).mean()
+        lines.append(
+            {
+                "source": "published",
+                "model": "BERT-base",
+                "data": data,
+                "method": "full precision" if weights == "32" else line["method"],
+                "schedule": f"W{weights}A{activations}",
+                "precision": f"W{weights}A{activations}",
+                "options": "",
+                "budget": "",
+                **scores,
+                "avg": line["avg"] if "avg" in line and columns.keys() == whole.keys() else average,
+                "size_mib": line.get("size_mib"),
+                "flops_g": line.get("flops_g"),
+                "missing": "",
+            }
+        )
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------ text and Markdown
+
+PLAIN = ("model", "data", "method", "schedule")
+LAST = ("MiB", "GFLOPs", "seeds", "steps", "time")
+
+
+def _page(title: str, lines: pd.DataFrame, columns: dict, format: str) -> str:
+    scores = [*columns, *(["avg"] if "avg" in lines else [])]
+    rows = lines.to_dict("records")
+    cells = [["", *PLAIN, *scores, *LAST], *(_texts(row, number, scores) for number, row in enumerate(rows, 1))]
+    notes = [f"[{number}] {row['notes']}" for number, row in enumerate(rows, 1) if row["source"] == "bitlab"]
+    notes = notes or [f"no results of {title} are stored"]
+    left = 1 + len(PLAIN)
+    if format == "markdown":
+        cells.insert(1, ["---"] * left + ["---:"] * (len(cells[0]) - left))
+        table = "\n".join("| " + " | ".join(row) + " |" for row in cells)
+        return "\n\n".join([CAPTIONS[title], table, "\n".join(f"- {note}" for note in notes)])
+    head, *body = aligned(cells, left)
+    rule = "-" * max(map(len, (head, *body)))
+    return "\n".join([*textwrap.wrap(CAPTIONS[title], 120), "", head, rule, *body, "", *notes])
+
+
+def _texts(row: dict, number: int, scores: Sequence[str]) -> list[str]:
+    ours = row["source"] == "bitlab"
+    method = ", ".join(filter(None, (row["method"], row["options"])))
+    schedule = row["schedule"].removeprefix(f"{FULL} -> ")
+    numbers = [_number(row[column]) + _number(row[f"{column} sd"], " ±{:.1f}", "") for column in scores]
+    cost = [_number(row["size_mib"], "{:.3g}"), _number(row["flops_g"], "{:.3g}")]
+    effort = [row["seeds"], row["steps"], _duration(row["seconds"])] if ours else ["-"] * 3
+    return [f"[{number}]" if ours else "", row["model"], row["data"], method, schedule, *numbers, *cost, *effort]
+
+
+def _number(value: float | None, form: str = "{:.1f}", absent: str = "-") -> str:
+    return absent if pd.isna(value) else form.format(value)
 
 
 def _duration(seconds: float) -> str:
@@ -124,58 +298,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _note(row: Row) -> str:
-    """What the row stands on: budget, every task's seeds and training, machines, and what is missing."""
-    parts = [row.budget, *(_task_note(task, group) for task, group in row.runs.items())]
-    parts.append(_machines(row))
-    if row.missing:
-        parts.append(f"missing, so without an average: {', '.join(row.missing)}")
-    elif row.uneven:
-        parts.append("without an average: its tasks were trained for very different times")
-    return "; ".join(parts)
-
-
-def _machines(row: Row) -> str:
-    return " / ".join(dict.fromkeys(run.machine for group in row.runs.values() for run in group))
-
-
-def _task_note(task: str, group: list[Run]) -> str:
-    seeds = ", ".join(str(run.seed) for run in sorted(group, key=lambda run: run.seed) if run.seed >= 0)
-    trained = " + ".join(map(str, group[0].steps))
-    details = ", ".join(f"{name} {value:.3g}" for name, value in group[0].training.items())
-    several = "s" * (len(group) > 1)
-    words = [f"seed{several} {seeds}" if seeds else f"{len(group)} given model{several}", f"{trained} steps"]
-    words += [f"({details})"] if details else []
-    both = {name: statistics.mean(run.metrics[name] for run in group) for name in get_task(task).metrics}
-    words += [f"{name} {100 * value:.1f}" for name, value in both.items() if len(both) > 1 and task != "squad"]
-    return f"{get_task(task).title} {', '.join(words).replace(' steps, (', ' steps (')}"
-
-
 # ------------------------------------------------------------------------------------------------ CSV
 
 
-def _csv(title: str, lines: list[Row], columns: dict) -> str:
-    scores = [name for column in columns for name in (column, f"{column} sd")]
-    scores += ["avg", "avg sd"] if title == "GLUE" else []
-    head = ["source", *PLAIN, "precision", "options", "budget", *scores, "size_mib", "flops_g"]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*head, "missing", "seeds", "steps", "seconds", "machine", "notes"])
-    for row in lines:
-        who = ["published" if row.published else "bitlab", row.model, row.data, row.method, row.schedule]
-        numbers = [n for c in columns for n in (_plain_mean(row.values(c)), _plain(spread(row.values(c))))]
-        numbers += [_plain(row.average), _plain(row.average_spread)] if title == "GLUE" else []
-        numbers += [_plain(row.size, 3), _plain(row.flops, 4)]
-        effort = [""] * 5
-        if not row.published:
-            effort = [*_effort(row)[:2], _plain(seconds(row), 1), _machines(row), _note(row)]
-        writer.writerow([*who, row.precision, row.options, row.budget, *numbers, " ".join(row.missing), *effort])
-    return out.getvalue().rstrip("\n")
-
-
-def _plain_mean(values: Sequence[float]) -> str:
-    return _plain(statistics.mean(values)) if values else ""
-
-
-def _plain(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _csv(lines: pd.DataFrame, columns: dict) -> str:
+    digits = {"size_mib": 3, "flops_g": 4, "seconds": 1}
+    digits |= {name: 2 for name in lines for column in (*columns, "avg") if name in (column, f"{column} sd")}
+    for column, places in digits.items():
+        lines[column] = [_number(value, f"{{:.{places}f}}", "") for value in lines[column]]
+    return lines.to_csv(index=False, lineterminator="\n").rstrip("\n")
