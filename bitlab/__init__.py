@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 
 from bitlab import packed, rivals  # so that from_pretrained knows the other methods and packed checkpoints
-from bitlab.config import BitConfig
+from bitlab.config import BitConfig, DistillationConfig
 from bitlab.convert import binarize, set_precision
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
@@ -23,6 +23,7 @@ __all__ = [
     "BinaryLinear",
     "BitConfig",
     "BitlabError",
+    "DistillationConfig",
     "ElasticBinarizer",
     "rivals",
     "binarize",

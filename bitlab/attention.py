@@ -7,9 +7,9 @@ Without those submodules the same function is ordinary attention, which is what 
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from bitlab.binarizers import code_product
+from bitlab.upstream import AttentionMaskInterface, eager_mask
 
 NAME = "bitlab"
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bitlab.compiled import compiled
+from bitlab.config import ACTIVATION_BITS
 from bitlab.errors import BitlabError
+from bitlab.upstream import int8_product
 
-ACTIVATION_BITS = (1, 2, 4, 8)
 SMALLEST_ALPHA = 1e-5
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile can't trace the question
 
@@ -226,7 +227,7 @@ class _CodeProduct(Function):
         ctx.dtype = dtype or a.dtype
         if not int8_product_takes(a, b):
             return exact_matmul(a, b)
-        return torch._int_mm(*short).to(a.dtype if dtype is None else torch.float32)
+        return int8_product(*short).to(a.dtype if dtype is None else torch.float32)
 
     @staticmethod
     def backward(ctx, grad):

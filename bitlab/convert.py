@@ -5,7 +5,6 @@ Layers are found by structure, not by model name: an attention module is one wit
 """
 
 import copy
-import inspect
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,12 +12,11 @@ from transformers.activations import ACT2FN
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from bitlab import attention
+from bitlab import attention, upstream
 from bitlab.binarizers import levels
-from bitlab.config import BitConfig, parse_precision
-from bitlab.errors import BitlabError
-from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
-from bitlab.methods import get_method
+from bitlab.config import ALPHA_POLICIES, BitConfig, get_method, parse_precision
+from bitlab.errors import BitlabError, check_choice
+from bitlab.layers import METHOD_LAYERS, BinaryEmbedding, BinaryLinear, ElasticBinarizer
 
 PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 ACTIVATIONS = {
@@ -27,8 +25,6 @@ ACTIVATIONS = {
 }  # module attribute: config attribute
 AFTER_RELU = ("output.dense", "ffn.lin2")  # layers whose input is the feed-forward's ReLU output
 NOT_AFTER_RELU = ("attention.output.dense",)
-INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # what an attention module looks its function up in
-ALPHA_POLICIES = ("rescale", "carry", "reinit")
 
 
 def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrainedModel:
@@ -70,8 +66,7 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale"
             training mode initialises them again). A scale that was never initialised always is.
     Returns: the same model.
     """
-    if alpha not in ALPHA_POLICIES:
-        raise BitlabError(f"alpha policy {alpha!r} does not exist: choose one of {', '.join(ALPHA_POLICIES)}")
+    check_choice("alpha policy", alpha, ALPHA_POLICIES)
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, BitConfig):
         raise BitlabError("this model is not binary: call binarize(model) first")
@@ -83,7 +78,7 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale"
             module.set_weight_bits(weight_bits)
         elif isinstance(module, BinaryEmbedding):
             module.set_weight_bits(config.embedding_bits or weight_bits)
-    _set_activation(model, config, get_method(config.method).relu(activation_bits))
+    _set_activation(model, config, activation_bits <= get_method(config.method).relu_up_to)
     for module in model.modules():
         if isinstance(module, ElasticBinarizer) and module.bits != activation_bits:
             _change_bits(module, activation_bits, alpha)
@@ -110,14 +105,14 @@ def _own_config(model: PreTrainedModel) -> None:
 
 def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
     """What `binarize` does to the modules; `model.config` is the caller's to set."""
-    encoder, method = model.base_model, get_method(config.method)
+    encoder, method = model.base_model, METHOD_LAYERS[config.method]
     _check_structure(model)
     modules = _converted(model, config)
     method.prepare(modules)
     for module in modules.values():
         if projections(module):
             _add_attention_binarizers(module, config, method.linear.binarizer)
-    if method.relu(config.activation_bits):
+    if config.activation_bits <= get_method(config.method).relu_up_to:
         _set_activation(model, config, relu=True)
     has_relu = _has_relu(model, config)
     for name, module in modules.items():
@@ -144,7 +139,7 @@ def _check_structure(model: PreTrainedModel) -> None:
             f"binarize BERT, RoBERTa, ELECTRA, DistilBERT or a relative"
         )
     for module in attentions:  # another one would never call its binarizers
-        if INTERFACE not in inspect.unwrap(type(module).forward).__code__.co_names:
+        if not upstream.asks_interface(module):
             raise BitlabError(
                 f"{type(module).__name__} computes attention by itself, not through transformers' attention interface, "
                 f"so that it can't be binarized: take BERT, RoBERTa, ELECTRA, DistilBERT or another relative"
@@ -226,7 +221,7 @@ def _set(root: nn.Module, name: str, module: nn.Module) -> None:
 
 def _loaded(binarizer: ElasticBinarizer) -> bool:
     """Whether the checkpoint had its parameters; if not (another head's pooler), they are memory as it was found."""
-    return all(getattr(p, "_is_hf_initialized", False) for p in binarizer.parameters(recurse=False))
+    return all(upstream.was_loaded(p) for p in binarizer.parameters(recurse=False))
 
 
 @register_quantizer("bitlab")

@@ -1,6 +1,9 @@
 """The building blocks: an activation binarizer with learnable scale and thresholds, a binary linear layer and a
 binary embedding. Each keeps float latent weights and quantizes them in every forward pass."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -210,3 +213,20 @@ class BinaryEmbedding(nn.Embedding):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
+
+
+class MethodLayers(NamedTuple):
+    """What a method puts in the place of float layers.
+
+    Attributes:
+        linear: what a linear layer becomes; its class attribute `binarizer` also serves q, k, v and the probabilities.
+        embedding: what the word embedding becomes.
+        prepare: changes the float encoder first; called with a dictionary of its modules, `{name: module}`.
+    """
+
+    linear: type[BinaryLinear]
+    embedding: type[BinaryEmbedding]
+    prepare: Callable[[dict[str, nn.Module]], None] = lambda modules: None
+
+
+METHOD_LAYERS = {"bit": MethodLayers(BinaryLinear, BinaryEmbedding)}  # the rivals enter theirs when they are imported

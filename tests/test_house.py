@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
-CORE = {"binarizers", "compiled", "layers", "attention", "config", "convert", "cost", "methods"}
-CORE |= {"errors", "files", "text"}
+CORE = {"attention", "binarizers", "compiled", "config", "convert", "cost", "encoders", "layers", "products"}
+CORE |= {"errors", "files", "text", "upstream"}
 FLOW = ["data", "models", "distillation", "experiments", "results", "course"]
 
 

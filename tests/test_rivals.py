@@ -160,7 +160,7 @@ def test_every_parameter_is_counted_once():
         ({"method": "bibert", "weight_bits": 2}, "W2A1 does not exist for bibert: weights have 1 or 32 bits"),
         ({"weight_bits": 2}, "W2A1 does not exist: weights have 1 or 32 bits"),
         ({"method": "binarybert", "weight_bits": 4}, "W4A1 does not exist for binarybert: weights have 1, 2 or 32"),
-        ({"method": "bit-released"}, "method 'bit-released' does not exist: choose bit, bibert, binarybert"),
+        ({"method": "bit-released"}, "method 'bit-released' does not exist: choose bit, bibert or binarybert"),
     ],
 )
 def test_precisions_belong_to_methods(options, says):

@@ -35,9 +35,9 @@ from transformers import (
 from bitlab import binarizers, compiled
 from bitlab.binarizers import binarize_weight
 from bitlab.compiled import matmul_precision
+from bitlab.config import DistillationConfig
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
-from bitlab.distillation.losses import DistillationConfig
 from bitlab.distillation.optim import parameter_groups
 from bitlab.distillation.teacher_outputs import ROW, TeacherOutputs
 from bitlab.errors import BitlabError

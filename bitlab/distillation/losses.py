@@ -4,59 +4,17 @@ Source: BiT (Liu et al., 2022, arXiv 2205.13016), "Multi-distilled binary BERT".
 logits and hidden states; the labels of the data set are not used.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
+from bitlab.config import DistillationConfig
 from bitlab.errors import BitlabError
 from bitlab.rivals.bibert import direction_losses
 
-
-@dataclass(frozen=True)
-class DistillationConfig:
-    """What the student learns from, and how each term is averaged.
-
-    Args:
-        logits: weight of the soft cross-entropy between teacher and student logits.
-        hidden: weight of the mean squared error of the L + 1 hidden states (the embedding output included).
-        relative: divide each hidden state's error by the variance of the teacher's, so that all layers count alike.
-        attention: weight of the mean squared error of the L attention scores (before mask and softmax).
-        hard: weight of the cross-entropy with the data set's labels (BiBERT); a regression has no such term.
-        directions: weight of Direction-Matching Distillation (BiBERT), `bitlab.rivals.bibert.direction_losses`.
-        temperature: divides both logits in the cross-entropy, which is multiplied by its square.
-        per_element: average the cross-entropy over all B C elements instead of the B examples (released program).
-        count_padding: let padding count in the hidden-state and attention terms (released program).
-        soft_regression: treat a single regression logit like class logits, whose soft cross-entropy is identically
-            zero, instead of by mean squared error (released program).
-        teacher_dropout: run the teacher in training mode (released program).
-    """
-
-    logits: float = 1.0
-    hidden: float = 1.0
-    relative: bool = False
-    attention: float = 0.0
-    hard: float = 0.0
-    directions: float = 0.0
-    temperature: float = 1.0
-    per_element: bool = False
-    count_padding: bool = False
-    soft_regression: bool = False
-    teacher_dropout: bool = False
-
-    @classmethod
-    def released(cls, **changes) -> "DistillationConfig":
-        """The reductions of the released BiT program, faults included."""
-        faults = {
-            "per_element": True,
-            "count_padding": True,
-            "soft_regression": True,
-            "teacher_dropout": True,
-        }
-        return cls(**(faults | changes))
+BIT = DistillationConfig()
 
 
 def soft_cross_entropy(
@@ -107,7 +65,7 @@ def distillation_loss(
     student: ModelOutput,
     teacher: ModelOutput,
     mask: Tensor,
-    config: DistillationConfig = DistillationConfig(),
+    config: DistillationConfig = BIT,
     labels: tuple[Tensor, ...] = (),
 ) -> dict[str, Tensor]:
     """The weighted terms of the loss, by name; the loss is their sum.

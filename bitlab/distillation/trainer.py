@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 
 from bitlab import attention
+from bitlab.config import DistillationConfig
 from bitlab.convert import projections
-from bitlab.distillation.losses import DistillationConfig, distillation_loss
+from bitlab.distillation.losses import distillation_loss
 from bitlab.distillation.optim import AdamWithoutCorrection, parameter_groups
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.distillation.teacher_outputs import MEMORY, ROW, NamingCollator, TeacherOutputs, padding_mask, size

@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from bitlab.convert import ALPHA_POLICIES
+from bitlab.config import ALPHA_POLICIES, DistillationConfig
 from bitlab.data.tasks import SQUAD, get_task
-from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments.recipes import Phase, Recipe, get_recipe
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings

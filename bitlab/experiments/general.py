@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bitlab import files
-from bitlab.config import BitConfig
+from bitlab.config import BitConfig, DistillationConfig
 from bitlab.convert import binarize, set_precision
-from bitlab.distillation.losses import DistillationConfig
 from bitlab.errors import BitlabError
 from bitlab.experiments import environment
 from bitlab.experiments.schedule import StageSettings

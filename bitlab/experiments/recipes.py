@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from bitlab.distillation.losses import DistillationConfig
+from bitlab.config import DistillationConfig
 from bitlab.errors import BitlabError
 
 

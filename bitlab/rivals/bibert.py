@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitlab.binarizers import sign, straight_through, weight_scale
-from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
-from bitlab.methods import Method, register
+from bitlab.layers import METHOD_LAYERS, BinaryEmbedding, BinaryLinear, ElasticBinarizer, MethodLayers
 
 
 def binarize_activation(x: Tensor) -> Tensor:
@@ -98,11 +97,7 @@ class BiBertEmbedding(BinaryEmbedding):
         return rows if self.weight_bits == 32 else binarize_rows(rows)
 
 
-METHOD = register(
-    Method(
-        "bibert", BiBertLinear, BiBertEmbedding, weight_bits=(1, 32), activation_bits=(1, 32), relu=lambda bits: False
-    )
-)
+METHOD_LAYERS["bibert"] = MethodLayers(BiBertLinear, BiBertEmbedding)
 
 
 # ------------------------------------------------------------------------------- Direction-Matching Distillation

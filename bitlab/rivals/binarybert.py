@@ -23,8 +23,7 @@ from torch.nn import functional as F
 from bitlab.binarizers import sign, straight_through, weight_scale
 from bitlab.convert import projections
 from bitlab.errors import BitlabError
-from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
-from bitlab.methods import Method, register
+from bitlab.layers import METHOD_LAYERS, BinaryEmbedding, BinaryLinear, ElasticBinarizer, MethodLayers
 from bitlab.rivals.ternary import ternarize_weight, ternary_codes
 
 CLIP = 2.5  # where PACT's clips start, on both sides
@@ -261,13 +260,4 @@ def _keep(after: nn.Linear, units: Tensor, *before: nn.Linear) -> None:
     after.in_features = len(units)
 
 
-METHOD = register(
-    Method(
-        "binarybert",
-        SplitLinear,
-        SplitEmbedding,
-        weight_bits=(1, 2, 32),
-        relu=lambda bits: bits <= 4,
-        prepare=halve,
-    )
-)
+METHOD_LAYERS["binarybert"] = MethodLayers(SplitLinear, SplitEmbedding, prepare=halve)
