@@ -10,14 +10,15 @@ INSTALLED := $(VENV)/.installed
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help notebooks test lab site browser-test lint format refresh budgets clean
+.PHONY: help notebooks test lab site browser-test wheel wheel-series lint format refresh budgets clean
 
 help:
 	@echo "make notebooks   run the series headless; executed copies and HTML pages go to build/"
 	@echo "make test        run all tests: tests/ and every notebook"
-	@echo "make lab         open the series in JupyterLab"
+	@echo "make lab         open the series in JupyterLab; make lab LAB_OPTIONS='--no-browser --port 8889'"
 	@echo "make site        the series as a static site with search, in build/site/"
 	@echo "make browser-test   run the notebooks in JupyterLab in a browser (needs Chromium; about 15 minutes)"
+	@echo "make wheel-series   build the wheel, install it, and run the series that it brings, in an empty folder"
 	@echo "make lint        check style        make format   repair it"
 	@echo "make refresh     run the notebooks in place, to commit their outputs"
 	@echo "make budgets     write the times of the last 'make notebooks' into the notebooks' budget lines"
@@ -45,8 +46,26 @@ test: lint
 	@$(TEST) --dist loadfile tests
 	@$(TEST) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=180 notebooks
 
+# Root, who has no home to protect in a container, is let in too.
+LAB_OPTIONS ?=
 lab: $(INSTALLED)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+
+# What setuptools left of an earlier build would end up in the wheel.
+wheel: $(INSTALLED)
+	@rm -rf build/lib build/bdist.* build/wheel
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+
+# A Python of its own, without bitlab, that borrows the packages which bitlab needs.
+PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
+wheel-series: wheel
+	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
+	$(BIN)/python -m venv --without-pip "$$place/venv"; python="$$place/venv/bin/python"; \
+	$(BIN)/python -c '$(PACKAGES)' > "$$("$$python" -c '$(PACKAGES)')/borrowed.pth"; \
+	$(BIN)/python -m pip --python "$$python" install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl; \
+	cd "$$place"; unset PYTHONPATH; \
+	"$$python" -m bitlab notebooks series; \
+	"$$python" -m bitlab.course.series run --notebooks series --build build
 
 # What only one target needs is an extra of pyproject.toml.
 $(VENV)/.installed-%: $(INSTALLED)

@@ -70,6 +70,9 @@ def _parser() -> Parser:
         "--folder", metavar="DIR", help="where results are stored (default: those of bitlab and ./results)"
     )
     results.set_defaults(command=_results)
+    notebooks = commands.add_parser("notebooks", help="lay the series of notebooks down in a folder")
+    notebooks.add_argument("folder", metavar="DIR", help="made if there is none; nothing in it is replaced")
+    notebooks.set_defaults(command=_notebooks)
     return parser
 
 
@@ -285,6 +288,13 @@ def _results(options: argparse.Namespace) -> int:
         print(results.store(options.run, options.folder or results.OWN))
     else:
         print(results.report(results.load(options.folder), options.tasks and options.tasks.split(","), options.format))
+    return 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    from bitlab.course import series
+
+    print(f"{len(series.copy(options.folder))} notebooks: jupyter lab {options.folder}")
     return 0
 
 

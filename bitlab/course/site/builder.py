@@ -1,12 +1,11 @@
-"""The series as a static site, with navigation, search and formulas, that needs neither server nor network:
-`python -m bitlab.course.site` writes build/site/index.html.
+"""The series as a static site, with navigation, search, formulas and a reference from the docstrings, that needs
+neither server nor network: `python -m bitlab.course.site` writes build/site/index.html.
 
 Nothing is executed: a page shows what `python -m bitlab.course.series run` left in build/, or the outputs committed
 with the notebook if there is no run of its present cells.
 """
 
 import argparse
-import html
 import re
 import shutil
 import sys
@@ -19,48 +18,42 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
-MATHJAX = "tex-svg.js"  # one file with its fonts in it
-SETTINGS = {
-    "project": "bitlab",
-    "html_title": "bitlab",
-    "html_theme": "furo",
-    "html_copy_source": False,
-    "html_use_index": False,
-    "html_show_copyright": False,
-    "html_show_search_summary": False,  # summaries are fetched, which a browser refuses from files
-    "extensions": ["myst_nb", "sphinx.ext.mathjax"],
-    "mathjax_path": MATHJAX,
-    "myst_enable_extensions": ["dollarmath", "amsmath"],
-    "myst_heading_anchors": 3,
-    "suppress_warnings": ["myst.xref_missing"],  # it does not see the glossary's anchors: see broken_links
-    "nb_execution_mode": "off",
-    "nb_render_markdown_format": "myst",
-    "nb_ipywidgets_js": {},
-}
+from bitlab.course.runner import with_alt_texts
+from bitlab.course.series import notebooks
+
+HERE = Path(__file__).parent  # conf.py, and the pages around the series
+MATHJAX = "tex-svg.js"
 
 
-def build(notebooks: Path, executed: Path, readme: Path, site: Path) -> int:
-    """Write the site into the folder `site`, whatever was there. Returns: how many faults were found and printed.
+def build(series: Path, executed: Path, readme: Path, site: Path) -> int:
+    """Write the site into a folder, whatever was there.
 
     Args:
-        notebooks: the committed series, with its images/.
+        series: folder of the committed notebooks, with their images/.
         executed: where copies of a run may lie.
         readme: its introduction and its list of the series become the front page.
+        site: the folder to write.
+
+    Returns:
+        How many faults were found and printed.
     """
     from sphinx.application import Sphinx
 
-    paths = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
+    paths = notebooks(series)
     shutil.rmtree(site, ignore_errors=True)
     with tempfile.TemporaryDirectory() as work:
         source, static = Path(work, "source"), Path(work, "static")
-        shutil.copytree(notebooks / "images", source / "images")
+        shutil.copytree(series / "images", source / "images")
         for path in paths:
             nbformat.write(page(path, executed / path.name), source / path.name)
-        (source / "index.md").write_text(front_page(readme.read_text("utf-8"), [path.stem for path in paths]), "utf-8")
+        for path in HERE.glob("*.md"):
+            shutil.copy(path, source)
+        pages = [*(path.stem for path in paths), *sorted(path.stem for path in HERE.glob("*.md"))]
+        (source / "index.md").write_text(front_page(readme.read_text("utf-8"), pages), "utf-8")
         static.mkdir()
         shutil.copy(files("sphinx-mathjax-offline") / "static" / "mathjax" / MATHJAX, static)
-        settings = SETTINGS | {"html_static_path": [str(static)]}
-        sphinx = Sphinx(source, None, site, Path(work, "doctrees"), "html", settings, status=None)
+        settings = {"html_static_path": [str(static)]}
+        sphinx = Sphinx(source, HERE, site, Path(work, "doctrees"), "html", settings, status=None)
         sphinx.build()
     broken = broken_links(site)
     print(*broken, sep="\n", end="\n" if broken else "", file=sys.stderr)
@@ -91,11 +84,7 @@ def page(path: Path, copy: Path) -> NotebookNode:
         ran = nbformat.read(copy, as_version=4)
         if [cell.source for cell in ran.cells] == [cell.source for cell in notebook.cells]:
             notebook = ran
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if png := output.get("data", {}).pop("image/png", None):  # from a PNG, the builder makes an image without alt
-            alt = html.escape(output.metadata.get("image/png", {}).get("alt", ""))
-            output.data["text/html"] = f'<img alt="{alt}" src="data:image/png;base64,{png.strip()}">'
-    return notebook
+    return with_alt_texts(notebook)
 
 
 def front_page(readme: str, stems: list[str]) -> str:
@@ -107,6 +96,7 @@ def front_page(readme: str, stems: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Build the site from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bitlab.course.site", description="The series as a static site.")
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), metavar="DIR")
     parser.add_argument("--build", type=Path, default=Path("build"), metavar="DIR")
@@ -116,7 +106,3 @@ def main(arguments: list[str] | None = None) -> int:
     faults = build(options.notebooks, options.build, options.readme, site)
     print(f"{site / 'index.html'}: open it in a browser")
     return min(faults, 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The series as a static site: `python -m bitlab.course.site`."""

@@ -1,0 +1,5 @@
+import sys
+
+from bitlab.course.site.builder import main
+
+sys.exit(main())
