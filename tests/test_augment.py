@@ -415,10 +415,10 @@ def test_distillation_trains_on_the_table_and_the_teacher_does_not(tmp_path, mon
 
 def test_a_table_that_changed_is_another_experiment(inputs):
     folder, _ = augment("rte", *inputs, report=silent)
-    _, before = load_augmented("rte", folder)
+    _, before = load_augmented(get_task("rte"), folder)
     with open(folder / "RTE" / "train.tsv", "a") as file:
         file.write("0\tx\ty\tentailment\n")
-    rows, after = load_augmented("rte", folder)
+    rows, after = load_augmented(get_task("rte"), folder)
     assert before["table"] != after["table"] and rows[-1]["sentence2"] == "y"
 
 

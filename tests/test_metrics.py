@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitlab.data.metrics import glue_metrics, normalize_answer, squad_metrics
+from bitlab.data.metrics import commonest, glue_metrics, normalize_answer, squad_metrics
 from bitlab.data.sample import sample_glue
 from bitlab.data.squad import read_squad
-from bitlab.data.tasks import TASKS
+from bitlab.data.tasks import TASKS, Task
 from bitlab.errors import BitlabError
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -34,6 +34,15 @@ def test_correlations():
     metrics = glue_metrics("stsb", [[1.0], [2.0], [3.0], [10.0]], [0.0, 1.0, 2.0, 3.0])
     # deviations (-3, -2, -1, 6) and (-1.5, -.5, .5, 1.5): 14 / sqrt(50 * 5)
     assert metrics == pytest.approx({"pearson": 14 / math.sqrt(250), "spearman": 1.0})
+
+
+def test_several_labels_at_once():
+    task = Task("topics", "multi_label", ("text",), ("art", "war", "sea"))
+    labels = [[1, 0, 1], [0, 1, 0]]
+    # logits above 0 are yes: art right twice; war missed; sea wrong in the second row. tp 2, fp 1, fn 1
+    found = glue_metrics(task, [[3.0, -1.0, 0.1], [-2.0, -0.1, 5.0]], labels)
+    assert found == pytest.approx({"f1_micro": 2 / 3, "f1_macro": (1 + 0 + 2 / 3) / 3})
+    assert commonest(task, [[1, 0], [1, 1], [0, 0]]).tolist() == [[1, 0]] * 3
 
 
 @pytest.mark.parametrize("task", TASKS)

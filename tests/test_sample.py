@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 from bitlab.data.glue import encode
 from bitlab.data.metrics import glue_metrics
 from bitlab.data.sample import BAD, GOOD, sample_glue, sample_squad, sample_tokenizer, vocabulary
-from bitlab.data.schema import SQUAD_FEATURES, glue_features
-from bitlab.data.tasks import TASKS
+from bitlab.data.sources import features
+from bitlab.data.tasks import SQUAD, TASKS
 from bitlab.errors import BitlabError
 from bitlab.models import load_model
 
@@ -28,7 +28,7 @@ def test_shape_of_every_task(task):
     splits = sample_glue(task)
     assert list(splits) == ["train", *TASKS[task].eval_splits]
     assert [rows.num_rows for rows in splits.values()] == [2000] + [500] * len(TASKS[task].eval_splits)
-    assert all(rows.features == glue_features(TASKS[task]) for rows in splits.values())
+    assert all(rows.features == features(TASKS[task]) for rows in splits.values())
     everything = [text for rows in splits.values() for text in texts(task, rows)]
     assert len(set(everything)) == len(everything)
     assert {word for text in everything for part in text for word in part.split()} <= set(vocabulary())
@@ -74,7 +74,7 @@ def test_no_word_gives_the_sentiment_away():
 def test_squad_answers_lie_in_their_paragraphs():
     splits = sample_squad()
     assert {split: rows.num_rows for split, rows in splits.items()} == {"train": 2000, "validation": 500}
-    assert splits["train"].features == SQUAD_FEATURES
+    assert splits["train"].features == features(SQUAD)
     ids = [row["id"] for rows in splits.values() for row in rows]
     assert len(set(ids)) == 2500
     for row in splits["train"]:
@@ -98,8 +98,8 @@ def test_tokenizer_is_like_berts(tmp_path):
 
 def test_a_small_model_learns_sentiment_from_scratch():
     tokenizer, torch_threads = sample_tokenizer(), torch.get_num_threads()
-    data = encode(sample_glue("sst2"), "sst2", tokenizer)
-    collate, rows = DataCollatorWithPadding(tokenizer), data["train"].to_list()
+    data = {split: encode(rows, "sst2", tokenizer).to_list() for split, rows in sample_glue("sst2").items()}
+    collate, rows = DataCollatorWithPadding(tokenizer), data["train"]
     model = load_model("sample", "sst2", seed=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for _ in range(200):
@@ -107,7 +107,7 @@ def test_a_small_model_learns_sentiment_from_scratch():
         model(**collate([rows[i] for i in picked])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    dev = collate(data["validation"].to_list())
+    dev = collate(data["validation"])
     with torch.no_grad():
         logits = model.eval()(**dev).logits
     assert glue_metrics("sst2", logits.numpy(), dev["labels"].numpy())["accuracy"] > 0.9

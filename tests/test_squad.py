@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer, models, processors
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from bitlab import cli
-from bitlab.data.answers import best_answers, best_texts
 from bitlab.data.metrics import normalize_answer, squad_metrics
 from bitlab.data.sample import sample_squad, sample_tokenizer
-from bitlab.data.schema import SQUAD_FEATURES
-from bitlab.data.squad import read_squad
+from bitlab.data.sources import features
+from bitlab.data.squad import Windows, WindowSizes, best_answers, best_texts, encode_windows, read_squad
 from bitlab.data.tasks import SQUAD, get_task
-from bitlab.data.windows import Windows, WindowSizes, encode_windows
 from bitlab.errors import BitlabError
 from bitlab.experiments import Experiment, run, running
 from bitlab.experiments import stage as stages
@@ -53,7 +54,7 @@ def rows(*questions, context=WORDS):
         }
         for i, (question, answer) in enumerate(questions)
     ]
-    return Dataset.from_list(made, features=SQUAD_FEATURES)
+    return Dataset.from_list(made, features=features(SQUAD))
 
 
 def oracle(windows):
@@ -130,7 +131,7 @@ def test_a_model_that_reads_less_gets_smaller_windows():
     [
         ({"max_length": 129}, "windows of 129 tokens are too long: this model reads 128 at most"),
         ({"max_length": 0}, "max_length is 0"),
-        ({"stride": -1}, "stride is -1: give 0"),
+        ({"stride": -1}, "stride is -1: give a whole number of at least 0"),
         ({"question_length": 0}, "question_length is 0"),
         ({"max_length": 30, "question_length": 10, "stride": 17}, "leave 17 for the paragraph"),
     ],
@@ -151,7 +152,52 @@ def test_a_slow_tokenizer_is_refused():
             encode_windows(rows(("?", "noon")), tokenizer, SMALL)
 
 
+def left_sided():
+    tokenizer = sample_tokenizer()
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    return tokenizer
+
+
+def test_spans_are_counted_from_the_left_whatever_the_tokenizer_says(folder):
+    """The first window is the paragraph's beginning, and a padded batch has its answers where the labels are."""
+    made = rows(("who ?", "the red lamp"), ("?", "the cook"))
+    right, left = (encode_windows(made, tokenizer, SMALL) for tokenizer in (sample_tokenizer(), left_sided()))
+    assert left.tokens.to_list() == right.tokens.to_list()
+    data = prepare(SQUAD, str(folder), left_sided())
+    windows = data.evaluations["validation"].to_list()
+    inputs = data.collate([dict(row) for row in windows])["input_ids"]
+    for row, ids in zip(windows, inputs.tolist(), strict=True):
+        assert ids[: len(row["input_ids"])] == row["input_ids"]
+
+
+def byte_level():
+    """A tokenizer of single bytes, to which blanks are tokens as in RoBERTa's vocabulary."""
+    vocab = {name: i for i, name in enumerate(("<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())))}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    named = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **named)
+
+
+@pytest.mark.parametrize("blanks", [" ", " " * 30])
+def test_blanks_do_not_swallow_a_question(blanks):
+    sizes = WindowSizes(max_length=60, stride=4, question_length=8)
+    made = rows((f"{blanks}who{blanks}sat ?", "noon"))
+    first = encode_windows(made, byte_level(), sizes).tokens[0]["input_ids"]
+    assert byte_level().decode(first).startswith("<s> w h o Ġ s a t Ġ </s>")
+
+
 # --------------------------------------------------------------------------------------------- answers
+
+
+def test_questions_that_share_an_id_each_have_an_answer():
+    made = rows(("who ?", "the cook"), ("when ?", "noon"), ("?", "happy"))
+    made = made.remove_columns("id").add_column("id", ["same", "same", "same#2"])
+    windows = encode_windows(made, sample_tokenizer(), WindowSizes(64, 8, 8))
+    answers = best_answers(made, windows, *oracle(windows))
+    assert squad_metrics(best_texts(answers), made) == {"exact_match": 1.0, "f1": 1.0} and len(answers) == 3
+    assert squad_metrics({"same": "noon", "same#2": "happy"}, made)["exact_match"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("sizes", [WindowSizes(128, 42, 21), WindowSizes(30, 10, 8)])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bitlab.data.schema import SQUAD_FEATURES
+from bitlab.data.sources import features
 from bitlab.data.squad import load_squad, read_squad
+from bitlab.data.tasks import SQUAD
 from bitlab.errors import BitlabError
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -33,7 +34,7 @@ def fails(source) -> str:
 
 def test_rows_have_the_hubs_columns(tmp_path):
     rows = read_squad(write(tmp_path, "dev-v1.1.json"))
-    assert rows.features == SQUAD_FEATURES
+    assert rows.features == features(SQUAD)
     assert rows.to_list() == [
         {
             "id": "q1",
@@ -88,8 +89,11 @@ Q = ["data", 0, "paragraphs", 0, "qas", 0]
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        ("{", "no readable JSON"),
-        ("[]", "top level: 'data' is missing"),
+        ("{", "can't be read"),
+        ("[]", "it holds list, expected dict"),
+        ("[" * 200_000, "can't be read"),
+        (edited([*Q, "question"], "\ud800?"), "surrogates not allowed"),
+        (edited([*Q, "answers", 0, "answer_start"], 10**30), "the context does not have 'Ann'"),
         ({"data": {}}, "top level: 'data' is dict, expected list"),
         ({"data": []}, "no question"),
         (edited(["data", 0, "paragraphs"], None), "data[0]: 'paragraphs' is missing"),

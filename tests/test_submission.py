@@ -12,9 +12,9 @@ NAMES = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "QNLI", "RTE"]
 
 
 def test_every_task_has_the_leaderboards_file_name():
-    assert [submission.file_name(task, "validation") for task in TASKS] == [f"{name}.tsv" for name in NAMES]
-    assert submission.file_name("mnli", "validation_matched") == submission.file_name("mnli", "test_matched")
-    assert submission.file_name("mnli", "test_mismatched") == "MNLI-mm.tsv"
+    assert [submission.file_name(task, "validation") for task in TASKS.values()] == [f"{name}.tsv" for name in NAMES]
+    assert submission.file_name(TASKS["mnli"], "validation_matched") == "MNLI-m.tsv"
+    assert submission.file_name(TASKS["mnli"], "test_mismatched") == "MNLI-mm.tsv"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_every_task_has_the_leaderboards_file_name():
     ],
 )
 def test_labels_are_written_as_the_original_files_write_them(task, logits, lines):
-    text = submission.content(task, np.array(logits, dtype=np.float32))
+    text = submission.content(TASKS[task], np.array(logits, dtype=np.float32))
     assert text == "\n".join(["index\tprediction", *lines]) + "\n"
 
 

@@ -23,7 +23,7 @@ from datasets import Dataset
 from bitlab import files
 from bitlab.data import candidates, rewriting
 from bitlab.data.candidates import MaskedLM, read_vectors, replaceable
-from bitlab.data.glue import LAYOUTS, load_glue
+from bitlab.data.glue import layout, load_glue
 from bitlab.data.rewriting import Job, Settings, make_parts, read_parts
 from bitlab.data.tasks import Task, get_glue_task
 from bitlab.errors import BitlabError
@@ -91,13 +91,13 @@ def augment(
     return folder, record
 
 
-def load_augmented(task: str | Task, path: str | PathLike) -> tuple[Dataset, dict]:
+def load_augmented(task: Task, path: str | PathLike) -> tuple[Dataset, dict]:
     """A table that `augment` wrote, or any training set in the original layout, and what is known of it.
 
     path: the folder, the task's folder in it, or its train.tsv. The record has the table's name, the digest of its
     content, and where `augment` wrote it the settings.
     """
-    task, path = get_glue_task(task), Path(path).expanduser()
+    path = Path(path).expanduser()
     places = (path, path / task.folder / TABLE, path / TABLE)
     table = next((place for place in places if place.is_file() and place.name == TABLE), None)
     if table is None:
@@ -168,15 +168,15 @@ def _key(texts) -> bytes:
 
 
 def _header(task: Task) -> str:
-    layout = LAYOUTS[task.name]
-    return "" if task.name == "cola" else "\t".join(("index", *layout.text, layout.label)) + "\n"
+    written = layout(task)
+    return "" if task.name == "cola" else "\t".join(("index", *written.text, written.label)) + "\n"
 
 
 def _line(task: Task, number: int, texts, label) -> str:
-    if LAYOUTS[task.name].words:
-        label = task.label_names[label]
-    elif task.is_regression:
+    if task.kind == "regression":
         label = np.float32(label)  # prints as it was read: 4.2, not 4.199999809
+    elif layout(task).words:
+        label = task.label_names[label]
     fields = (number, label, "", *texts) if task.name == "cola" else (number, *texts, label)
     return "\t".join(map(str, fields)) + "\n"
 

@@ -130,8 +130,6 @@ class MaskedLM:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel):
         self.tokenizer = tokenizer
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        # RoBERTa's positions start at 2, so that 2 of its 514 can't be used
-        self.limit = min(tokenizer.model_max_length, model.config.max_position_embeddings - 2)
         self._whole: dict[int, str | None] = {}
         self._single: dict[str, bool] = {}
 
@@ -180,12 +178,13 @@ class MaskedLM:
         mask = self.tokenizer.mask_token
         masked = [f"{text[: word.start()]}{mask}{text[word.end() :]}" for text, word in places]
         inputs = [
-            self.tokenizer(text, original, truncation=True, max_length=self.limit)
+            self.tokenizer(text, original, truncation=True, max_length=self.tokenizer.model_max_length)
             for text, (original, _) in zip(masked, places, strict=True)
         ]
         found: list[list[int]] = [[]] * len(places)
         for batch in _batches([len(row["input_ids"]) for row in inputs]):
-            padded = self.tokenizer.pad([inputs[i] for i in batch], return_tensors="pt").to(self.model.device)
+            rows = [inputs[i] for i in batch]  # on the right, or what a model predicts hangs on its neighbours' lengths
+            padded = self.tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(self.model.device)
             masks = padded["input_ids"] == self.tokenizer.mask_token_id
             top = self._logits(padded, masks.int().argmax(1)).topk(min(count, len(self.tokenizer))).indices
             for i, is_there, pieces in zip(batch, masks.any(1).tolist(), top.tolist(), strict=True):

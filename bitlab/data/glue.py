@@ -9,23 +9,20 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets.table import table_cast
+from transformers import PreTrainedTokenizerBase
 
 from bitlab.data.sample import sample_glue
-from bitlab.data.schema import glue_features
-from bitlab.data.sources import announce, logger
+from bitlab.data.sources import features, load_hub, logger, resolve_source
 from bitlab.data.tasks import TASKS, Task, get_glue_task
-from bitlab.errors import BitlabError
+from bitlab.errors import BitlabError, either
+from bitlab.files import reading
 
 HUB_ID = "nyu-mll/glue"
-FILES = {"train": ("train.tsv",), "validation": ("dev.tsv",), "test": ("test.tsv",)}
-MNLI_FILES = {
-    "train": ("train.tsv",),
-    "validation_matched": ("dev_matched.tsv",),
-    "validation_mismatched": ("dev_mismatched.tsv",),
-    "test_matched": ("test_matched.tsv",),
-    "test_mismatched": ("test_mismatched.tsv",),
-}
 ENCODE_CHUNK = 10_000  # rows tokenized at once: bounds the memory that Python lists take
 NO_LABEL = -1  # the hub's mark for the rows of a test split, whose labels are not published
 
@@ -51,91 +48,139 @@ LAYOUTS = {
 }
 COLA_COLUMNS = ["source", "label", "note", "sentence"]
 
+
+def layout(task: Task) -> Layout:
+    """How a task's file is written; those of your own tasks have its columns, `label`, and labels as words."""
+    return LAYOUTS.get(task.name) or Layout(task.text_columns, "label", words=True)
+
+
+def file_names(task: Task) -> dict[str, str]:
+    """The original file of each split: {"train": "train.tsv", "validation_matched": "dev_matched.tsv", ...}."""
+    tests = [split.replace("validation", "test") for split in task.eval_splits]
+    return {split: f"{split.replace('validation', 'dev')}.tsv" for split in ("train", *task.eval_splits, *tests)}
+
+
 # QQP's complete train.tsv (about 364,000 rows) has a handful of rows that are cut or have an empty question; its
 # known readers leave them out, the hub's too. Only a file of that size may have any, and each is reported.
 QQP_COMPLETE, QQP_BROKEN = 300_000, 20
 
 
-def load_glue(task: str | Task, source: str | PathLike = "auto") -> DatasetDict:
-    """A GLUE task as a DatasetDict with the hub's column names, `label` and `idx`.
+def load_glue(task: str | Task, source: str | PathLike | DatasetDict = "auto") -> DatasetDict:
+    """A GLUE task, or one of your own, as a DatasetDict with the hub's column names, `label` and `idx`.
 
-    task    "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli" or "rte"
-    source  "sample", "hub", "auto" (see `bitlab.data.sources.resolve_source`), or a folder: the GLUE root that
-            holds `RTE/`, the folder above it, the task's folder itself, or a copy of the hub's parquet files.
-
-    `label` is a ClassLabel in the hub's order, for STS-B a float32 between 0 and 5, and -1 in test splits;
-    `idx` is the row's number in its file. A split whose file is absent is absent from the result.
-    Raises BitlabError, one line, for a missing file or a wrong row (with its file, line and what was expected).
+    Args:
+        task: "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli" or "rte"; or a `Task`.
+        source: "sample", "hub", "auto" (see `bitlab.data.sources.resolve_source`), or a folder: the GLUE root that
+            holds `RTE/`, the folder above it, the task's folder itself, or a copy of the hub's parquet files; or
+            a DatasetDict, which is checked.
+    Returns:
+        DatasetDict: `label` is a ClassLabel in the hub's order, a list of them for several at once, or a float32 (for
+        STS-B between 0 and 5), and -1 in test splits; `idx` is the row's number in its file. A split whose file is
+        absent is absent from the result.
+    Raises:
+        BitlabError: one line, for a missing file or a wrong row (with its file, line and what was expected).
     """
     task = get_glue_task(task)
-    source = announce(source)
+    if isinstance(source, DatasetDict):
+        return check_splits(source, task, f"the data of {task.name}")
+    source, why = resolve_source(source)
+    logger.info(why)
+    if source in ("sample", "hub") and task.name not in TASKS:
+        raise BitlabError(f"{task.name!r} is no task of {source}: give a folder of its files")
     if source == "sample":
         return sample_glue(task)
     if source == "hub":
-        return _from_hub(task)
+        return check_splits(load_hub(HUB_ID, task.name), task, HUB_ID)
     return _from_folder(task, Path(source))
 
 
-def _from_hub(task: Task) -> DatasetDict:
-    try:
-        splits = load_dataset(HUB_ID, task.name)
-    except Exception as error:  # the hub's client raises a dozen kinds, and each may span many lines
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BitlabError(
-            f"could not load {HUB_ID} {task.name!r} from the hub ({reason}): "
-            "check the network, or use the data source 'sample' or a folder."
-        ) from error
-    return _checked(splits, task, HUB_ID)
-
-
 def _from_folder(task: Task, root: Path) -> DatasetDict:
-    places = [
-        root / task.folder,
-        root / "glue" / task.folder,
-        root / task.name,
-        root / "glue" / task.name,
-        root,
-    ]
-    files = MNLI_FILES if task.name == "mnli" else FILES
+    places = [root / task.folder, root / "glue" / task.folder, root / task.name, root / "glue" / task.name, root]
+    names = file_names(task)
     for place in places:
-        found = {split: place / name for split, (name,) in files.items() if (place / name).is_file()}
+        found = {split: place / name for split, name in names.items() if (place / name).is_file()}
         if any(not split.startswith("test") for split in found):
             return DatasetDict({split: _read_tsv(task, path) for split, path in found.items()})
-        if place.is_dir() and any(place.glob("train*.parquet")):
+        if any(place.glob("train*.parquet")):
             return _from_parquet(task, place)
-    wanted = " or ".join(name for split, (name,) in files.items() if not split.startswith("test"))
+    wanted = either(name for split, name in names.items() if not split.startswith("test"))
     raise BitlabError(f"no {task.title} files in {str(root)!r}: expected {task.folder}/{wanted} there.")
 
 
 def _from_parquet(task: Task, folder: Path) -> DatasetDict:
-    import pyarrow.parquet as parquet
-
+    """The hub's layout: train-00000-of-00001.parquet, ..., or train.parquet."""
     splits: dict[str, list[Dataset]] = {}
-    for path in sorted(folder.glob("*.parquet")):
-        splits.setdefault(path.name.split("-")[0], []).append(Dataset(parquet.read_table(path)))
-    return _checked(DatasetDict({s: concatenate_datasets(parts) for s, parts in splits.items()}), task, folder)
+    for split in file_names(task):
+        for path in sorted(folder.glob(f"{split}.parquet")) + sorted(folder.glob(f"{split}-*.parquet")):
+            with reading(path, "copy it again"):
+                splits.setdefault(split, []).append(Dataset(parquet.read_table(path)))
+    found = {split: _joined(parts, folder, split) for split, parts in splits.items()}
+    return check_splits(DatasetDict(found), task, folder)
 
 
-def _checked(splits: DatasetDict, task: Task, where) -> DatasetDict:
-    """Refuse data whose columns or label order are not the task's: a silent mix-up is the worst error."""
-    wanted = glue_features(task)
+def _joined(parts: list[Dataset], folder: Path, split: str) -> Dataset:
+    with reading(folder, f"give files of split {split!r} with the same columns"):
+        return concatenate_datasets(parts)
+
+
+def check_splits(splits: DatasetDict, task: Task, where) -> DatasetDict:
+    """Data with the task's columns and types, checked row by row: a silent mix-up is the worst error.
+
+    Raises:
+        BitlabError: naming `where`, split, row and column of what is absent, of another type or out of range.
+    """
+    wanted = features(task)
+    checked = {}
     for split, rows in splits.items():
+        place = f"{where}, split {split!r}"
+        if "idx" not in rows.features:
+            rows = rows.add_column("idx", np.arange(len(rows), dtype=np.int32))
         missing = [column for column in wanted if column not in rows.features]
         if missing:
-            raise BitlabError(f"{where}, split {split!r}: no column {missing[0]!r}, which {task.name} needs.")
+            raise BitlabError(f"{place}: no column {missing[0]!r}, which {task.name} needs.")
         names = getattr(rows.features["label"], "names", None)
         if names is not None and tuple(names) != task.label_names:
-            raise BitlabError(f"{where}, split {split!r}: labels are {names}, expected {list(task.label_names or ())}.")
-    return splits.select_columns(list(wanted)).cast(wanted)
+            raise BitlabError(f"{place}: labels are {names}, expected {list(task.label_names or ())}.")
+        table = rows.with_format("arrow")[:]
+        for column in task.text_columns:
+            _check_column(table, column, place, ("string", "large_string"), "text")
+        _check_labels(table, task, place, is_test=split.startswith("test"))
+        with reading(place, f"its columns should be {', '.join(wanted)}"):
+            checked[split] = Dataset(table_cast(table.select(list(wanted)), wanted.arrow_schema))
+    return DatasetDict(checked)
+
+
+def _check_column(table: pa.Table, column: str, place: str, types: tuple[str, ...], expected: str) -> None:
+    values = table.column(column)
+    if not str(values.type).startswith(types):
+        raise BitlabError(f"{place}: column {column!r} holds {values.type}, expected {expected}.")
+    if values.null_count:
+        row = values.is_null().to_pylist().index(True)
+        raise BitlabError(f"{place}, row {row}: column {column!r} is empty, expected {expected}.")
+
+
+def _check_labels(table: pa.Table, task: Task, place: str, is_test: bool) -> None:
+    if task.has_classes:
+        low, high, expected = 0, task.num_labels - 1, f"a class from 0 to {task.num_labels - 1}"
+        types = ("list", "large_list") if task.kind == "multi_label" else ("int", "uint")
+    else:
+        low, high = task.label_range or (-math.inf, math.inf)
+        types, expected = ("int", "uint", "float", "double"), f"a number from {low:g} to {high:g}"
+    _check_column(table, "label", place, types, expected)
+    for row, label in enumerate(table.column("label").to_pylist()):
+        for value in label if task.kind == "multi_label" else [label]:
+            fits = value is not None and math.isfinite(value) and low <= value <= high
+            if not fits and not (is_test and value == NO_LABEL):
+                raise BitlabError(f"{place}, row {row}: label {value!r}, expected {expected}.")
 
 
 def _read_tsv(task: Task, path: Path) -> Dataset:
     """One original file as a Dataset. See the module's note on wrong rows."""
     lines = _lines(path)
     header, first = _header(task, path, lines)
-    layout = LAYOUTS[task.name]
-    text_at = [header.index(column) for column in layout.text]
-    label_at = header.index(layout.label) if layout.label in header else None
+    columns_of = layout(task)
+    text_at = [header.index(column) for column in columns_of.text]
+    label_at = header.index(columns_of.label) if columns_of.label in header else None
     columns: dict[str, list] = {column: [] for column in (*task.text_columns, "label", "idx")}
     broken: list[BitlabError] = []
     for number, line in enumerate(lines[first:], first + 1):
@@ -151,13 +196,15 @@ def _read_tsv(task: Task, path: Path) -> Dataset:
     _judge_broken(task, broken, len(lines))
     if not columns["idx"]:
         raise BitlabError(f"{path} has no examples, only a header.")
-    return Dataset.from_dict(columns, features=glue_features(task))
+    return Dataset.from_dict(columns, features=features(task))
 
 
 def _lines(path: Path) -> list[str]:
     """The file's lines, cut at newlines only: sentences may hold other Unicode line breaks."""
     lines = []
-    for number, raw in enumerate(path.read_bytes().rstrip(b"\r\n").split(b"\n"), 1):
+    with reading(path, "give a file of UTF-8 text"):
+        content = path.read_bytes()
+    for number, raw in enumerate(content.rstrip(b"\r\n").split(b"\n"), 1):
         try:
             lines.append(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
         except UnicodeDecodeError as error:
@@ -172,11 +219,11 @@ def _header(task: Task, path: Path, lines: list[str]) -> tuple[list[str], int]:
     names = lines[0].split("\t")
     looks_like = _task_of(names)
     is_test = path.name.startswith("test")
-    layout = LAYOUTS[task.name]
-    needed = set(layout.text) | (set() if is_test else {layout.label})
+    own = layout(task)
+    needed = set(own.text) | (set() if is_test else {own.label})
     if task.name == "cola" and not is_test and looks_like in (None, "cola"):
         return COLA_COLUMNS, 0
-    if needed <= set(names) and (is_test or looks_like == task.name):
+    if needed <= set(names) and (is_test or looks_like == task.name or task.name not in TASKS):
         return names, 1
     guess = f" This looks like {TASKS[looks_like].title}." if looks_like not in (None, task.name) else ""
     columns = "4 columns, no header" if task.name == "cola" else f"a header with {', '.join(map(repr, sorted(needed)))}"
@@ -209,19 +256,24 @@ def _row(
     return texts, NO_LABEL if label_at is None else _label(task, where, fields[label_at])
 
 
-def _label(task: Task, where: str, text: str) -> int | float:
-    if task.is_regression:
+def _label(task: Task, where: str, text: str) -> int | float | list[int]:
+    if task.kind == "regression":
+        low, high = task.label_range or (-math.inf, math.inf)
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not 0 <= value <= 5:
-            raise BitlabError(f"{where}: label {text!r}, expected a number from 0 to 5.")
+        if not (math.isfinite(value) and low <= value <= high):
+            bounds = f" from {low:g} to {high:g}" if task.label_range else ""
+            raise BitlabError(f"{where}: label {text!r}, expected a number{bounds}.")
         return value
-    names = task.label_names if LAYOUTS[task.name].words else ("0", "1")
-    if text not in names:
+    names = task.label_names if layout(task).words else ("0", "1")
+    several = task.kind == "multi_label"  # separated by commas; there may be none
+    words = [word for word in text.split(",") if word] if several else [text]
+    if not set(words) <= set(names):
         raise BitlabError(f"{where}: label {text!r}, expected {' or '.join(map(repr, names))}.")
-    return names.index(text)
+    found = [names.index(word) for word in words]
+    return found if several else found[0]
 
 
 def _judge_broken(task: Task, broken: list[_CutRow], lines: int) -> None:
@@ -233,22 +285,22 @@ def _judge_broken(task: Task, broken: list[_CutRow], lines: int) -> None:
         logger.warning("left out: %s", error)
 
 
-def encode(rows: Dataset | DatasetDict, task: str | Task, tokenizer, max_length: int | None = None):
-    """Tokenize a split, or every split of a DatasetDict.
+def encode(rows: Dataset, task: str | Task, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Tokenize a split: `input_ids`, `attention_mask`, where the tokenizer gives them `token_type_ids`, and `labels`.
 
-    Returns the same kind, with `input_ids`, `attention_mask`, where the tokenizer gives them `token_type_ids`,
-    and `labels`. Examples are cut at `max_length` tokens (None: the task's, or what the model reads) and not padded:
-    the trainer pads a batch. Order is kept. Nothing is cached on disk, so edited data or another tokenizer can't meet
-    stale files.
+    Examples are cut at the task's `max_length` or what the model reads, and not padded: the trainer pads a batch.
+    Several labels at once become a row of zeros and ones. Order is kept. Nothing is cached on disk, so edited data or
+    another tokenizer can't meet stale files.
     """
     task = get_glue_task(task)
-    if isinstance(rows, DatasetDict):
-        return DatasetDict({split: encode(part, task, tokenizer, max_length) for split, part in rows.items()})
-    length = min(task.max_length, tokenizer.model_max_length) if max_length is None else max_length
+    length = min(task.max_length, tokenizer.model_max_length)
     parts = []
     for start in range(0, len(rows), ENCODE_CHUNK):
         chunk = rows[start : start + ENCODE_CHUNK]
         texts = [list(chunk[column]) for column in task.text_columns]
         encoded = tokenizer(*texts, truncation=True, max_length=length)
-        parts.append(Dataset.from_dict({**encoded, "labels": chunk["label"]}))
+        labels = chunk["label"]
+        if task.kind == "multi_label":
+            labels = [[float(number in row) for number in range(task.num_labels)] for row in labels]
+        parts.append(Dataset.from_dict({**encoded, "labels": labels}))
     return concatenate_datasets(parts)

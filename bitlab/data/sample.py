@@ -14,8 +14,8 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from bitlab.data.schema import SQUAD_FEATURES, glue_features
-from bitlab.data.tasks import Task, get_glue_task
+from bitlab.data.sources import features
+from bitlab.data.tasks import SQUAD, Task, get_glue_task
 from bitlab.errors import BitlabError
 
 SUBJECTS = ("film", "script", "cast", "plot", "story", "music", "ending", "hero", "camera", "dialogue")
@@ -204,7 +204,7 @@ def sample_glue(task: str | Task, train: int = 2000, dev: int = 500, seed: int =
     rows: dict[str, list[dict]] = {split: [] for split in sizes}
     for split, index, (texts, label) in _unique(GENERATORS[task.name], f"{task.name} {seed}", sizes):
         rows[split].append(dict(zip(names, (*texts, label, index), strict=True)))
-    return DatasetDict({s: Dataset.from_list(part, features=glue_features(task)) for s, part in rows.items()})
+    return DatasetDict({s: Dataset.from_list(part, features=features(task)) for s, part in rows.items()})
 
 
 def _told(rng: random.Random, who: str, kind: str) -> tuple[str, str, str]:
@@ -243,7 +243,7 @@ def sample_squad(train: int = 2000, dev: int = 500, seed: int = 0) -> DatasetDic
         answers = {"text": [text], "answer_start": [start]}
         ids = {"id": f"sample-{split}-{index}", "title": "Sample"}
         rows[split].append(ids | {"context": context, "question": question, "answers": answers})
-    return DatasetDict({s: Dataset.from_list(part, features=SQUAD_FEATURES) for s, part in rows.items()})
+    return DatasetDict({s: Dataset.from_list(part, features=features(SQUAD)) for s, part in rows.items()})
 
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -1,4 +1,5 @@
-"""Where data come from: the sample generator, the hub, or a folder; and which of them "auto" means."""
+"""Where data come from: the sample generator, the hub, or a folder; which of them "auto" means; and what a task's
+data must look like, whoever delivers them."""
 
 import functools
 import logging
@@ -7,7 +8,11 @@ import threading
 import urllib.request
 from pathlib import Path
 
+from datasets import ClassLabel, DatasetDict, Features, List, Value, load_dataset
+
+from bitlab.data.tasks import Task
 from bitlab.errors import BitlabError
+from bitlab.files import reason
 
 logger = logging.getLogger("bitlab")
 
@@ -70,12 +75,20 @@ def resolve_source(source: str | os.PathLike = "auto") -> tuple[str, str]:
     return "sample", f"data: sample, because {DATA_VARIABLE} is not set and the hub does not answer"
 
 
-def announce(source: str | os.PathLike) -> str:
-    """As `resolve_source`, without the reason: that goes to the log "bitlab" when "auto" had to choose."""
-    resolved, why = resolve_source(source)
-    if os.fspath(source) == "auto":
-        logger.info(why)
-    return resolved
+def load_hub(hub_id: str, name: str | None = None) -> DatasetDict:
+    """All splits of a data set on the hub.
+
+    Raises:
+        BitlabError: one line for whatever keeps it from loading.
+    """
+    try:
+        return load_dataset(hub_id, name)
+    except Exception as error:  # the hub's client raises a dozen kinds, and each may span many lines
+        what = hub_id if name is None else f"{hub_id} {name!r}"
+        raise BitlabError(
+            f"could not load {what} from the hub ({reason(error)}): "
+            "check the network, or use the data source 'sample' or a folder."
+        ) from error
 
 
 def _folder(name: str, what: str) -> str:
@@ -84,3 +97,19 @@ def _folder(name: str, what: str) -> str:
         return str(folder)
     problem = "is a file, not a folder" if folder.exists() else "does not exist"
     raise BitlabError(f"{what} {name!r} {problem}: give 'auto', 'sample', 'hub' or a folder of original files.")
+
+
+def features(task: Task) -> Features:
+    """The hub's feature types: what every source of a task must deliver.
+
+    Text columns, `label` and `idx`; the label is a ClassLabel in the hub's order, a list of such for several at once,
+    a float32 for a regression. For a span task SQuAD's columns, with `answers` in place of a label.
+    """
+    if task.kind == "span":
+        answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+        return Features(
+            {name: Value("string") for name in ("id", "title", "context", "question")} | {"answers": answers}
+        )
+    label = ClassLabel(names=list(task.label_names)) if task.has_classes else Value("float32")
+    label = List(label) if task.kind == "multi_label" else label
+    return Features({column: Value("string") for column in task.text_columns} | {"label": label, "idx": Value("int32")})

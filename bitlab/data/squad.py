@@ -1,15 +1,25 @@
-"""SQuAD v1.1 with the hub's columns, from the original JSON files, the hub, or the sample generator."""
+"""SQuAD v1.1: its files with the hub's columns, windows of tokens to train on, and answers from logits.
 
-import json
+A paragraph may be longer than what a model reads, so it is cut into windows that overlap. The model gives every token
+of a window two numbers, how likely it is to start and to end the answer; the best pair over all windows is the answer.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
 
+from bitlab.data.metrics import row_names
 from bitlab.data.sample import sample_squad
-from bitlab.data.schema import SQUAD_FEATURES
-from bitlab.data.sources import announce
-from bitlab.errors import BitlabError
+from bitlab.data.sources import features, load_hub, logger, resolve_source
+from bitlab.data.tasks import SQUAD
+from bitlab.errors import BitlabError, check_number
+from bitlab.files import read_json, reading
 
 HUB_ID = "rajpurkar/squad"
 # Pairs of files that belong together, the first found wins. The small pair splits dev-v1.1's own articles between
@@ -20,36 +30,32 @@ PAIRS = (
     {"validation": "dev-v1.1.json"},
     {"train": "train-v1.1.json"},
 )
+CHUNK = 1000  # questions tokenized at once
+N_BEST = 20
+MAX_ANSWER_LENGTH = 30  # tokens
+
+Answer = dict[str, str | float]
 
 
 def load_squad(source: str | PathLike = "auto") -> DatasetDict:
     """SQuAD v1.1 as a DatasetDict: id, title, context, question, answers {text: [str], answer_start: [int]}.
 
-    source  "sample", "hub", "auto" (see `bitlab.data.sources.resolve_source`), or a folder with the original
+    Args:
+        source: "sample", "hub", "auto" (see `bitlab.data.sources.resolve_source`), or a folder with the original
             files, or with a `squad/` that has them. Which files are read, in this order: train-v1.1.json with
             dev-v1.1.json; else train-small.json with dev-small.json; else the one of the v1.1 files that is
             there. train-small is never paired with dev-v1.1, whose articles it contains.
-
-    `answer_start` counts characters in the context. Raises BitlabError, one line, for files that are missing, no
-    JSON, of version 2 (unanswerable questions), lack a key, or have an answer that is not where it says it is.
+    Returns:
+        DatasetDict: `answer_start` counts characters in the context.
+    Raises:
+        BitlabError: one line, for files that are missing, no JSON, of version 2 (unanswerable questions), lack a key,
+            or have an answer that is not where it says it is.
     """
-    source = announce(source)
+    source, why = resolve_source(source)
+    logger.info(why)
     if source == "sample":
         return sample_squad()
-    if source == "hub":
-        return _from_hub()
-    return _from_folder(Path(source))
-
-
-def _from_hub() -> DatasetDict:
-    try:
-        return load_dataset(HUB_ID)
-    except Exception as error:  # the hub's client raises a dozen kinds, and each may span many lines
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BitlabError(
-            f"could not load {HUB_ID} from the hub ({reason}): "
-            "check the network, or use the data source 'sample' or a folder."
-        ) from error
+    return load_hub(HUB_ID) if source == "hub" else _from_folder(Path(source))
 
 
 def _from_folder(root: Path) -> DatasetDict:
@@ -66,10 +72,7 @@ def _from_folder(root: Path) -> DatasetDict:
 def read_squad(path: str | PathLike) -> Dataset:
     """One original SQuAD v1.1 file, one row a question. See `load_squad` for columns and errors."""
     path = Path(path)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BitlabError(f"{path}: no readable JSON file ({error}).") from error
+    document = read_json(path, remedy="give a SQuAD v1.1 file")
     reader = _Reader(path)
     rows = [
         reader.question(qa, f"data[{a}].paragraphs[{p}].qas[{q}]", article, paragraph)
@@ -79,7 +82,8 @@ def read_squad(path: str | PathLike) -> Dataset:
     ]
     if not rows:
         raise BitlabError(f"{path}: no question in it.")
-    return Dataset.from_list(rows, features=SQUAD_FEATURES)
+    with reading(path, "give a SQuAD v1.1 file"):  # a lone surrogate is JSON, and no text
+        return Dataset.from_list(rows, features=features(SQUAD))
 
 
 class _Reader:
@@ -121,3 +125,201 @@ class _Reader:
             "question": self.get(qa, "question", where, str),
             "answers": {"text": texts, "answer_start": starts},
         }
+
+
+# ------------------------------------------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class WindowSizes:
+    """How paragraphs are cut.
+
+    Args:
+        max_length: tokens of a window: [CLS] question [SEP] part of the paragraph [SEP].
+        stride: tokens that a window shares with the one before it (the fast tokenizers' meaning of the word).
+        question_length: longer questions are cut after so many tokens.
+    """
+
+    max_length: int = SQUAD.max_length
+    stride: int = SQUAD.stride
+    question_length: int = SQUAD.question_length
+
+    @classmethod
+    def fitting(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        stride: int | None = None,
+        question_length: int | None = None,
+    ) -> "WindowSizes":
+        """The sizes that are asked for; where one is None the task's, in proportion for models that read less.
+
+        Raises:
+            BitlabError: for windows longer than the model reads, or without room for anything new in the next.
+        """
+        limit = tokenizer.model_max_length
+        for name, value in (("max_length", max_length), ("stride", stride), ("question_length", question_length)):
+            if value is not None:
+                check_number(name, value, at_least=0 if name == "stride" else 1, whole=True)
+        if max_length is not None and max_length > limit:
+            raise BitlabError(f"windows of {max_length} tokens are too long: this model reads {limit} at most")
+        length = max_length or min(SQUAD.max_length, limit)
+        sizes = cls(
+            length,
+            length * SQUAD.stride // SQUAD.max_length if stride is None else stride,
+            question_length or max(1, length * SQUAD.question_length // SQUAD.max_length),
+        )
+        room = length - sizes.question_length - tokenizer.num_special_tokens_to_add(pair=True)
+        if sizes.stride >= room:
+            raise BitlabError(
+                f"windows of {length} tokens with questions of {sizes.question_length} leave {room} for the "
+                f"paragraph, and a stride of {sizes.stride} repeats them all: choose a smaller stride or longer windows"
+            )
+        return sizes
+
+
+@dataclass
+class Windows:
+    """Tokenized questions; a question has one window or several, which follow each other.
+
+    Args:
+        tokens: one row a window: the model's inputs, `start_positions` and `end_positions`: the first and last token
+            of the first reference answer, or both the [CLS] where the window does not hold all of it.
+        questions: (windows,) int: the row each window was made from.
+        offsets: for each window (tokens, 2) int32: first character of a token in its paragraph, and the one after its
+            last; -1 for tokens that are not the paragraph's.
+    """
+
+    tokens: Dataset
+    questions: np.ndarray
+    offsets: list[np.ndarray]
+
+
+def encode_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sizes: WindowSizes) -> Windows:
+    """Tokenize a split of `load_squad`. Not padded; order is kept; nothing is cached on disk.
+
+    Raises:
+        BitlabError: for a tokenizer that does not know which characters a token stands for.
+    """
+    if not tokenizer.is_fast:
+        raise BitlabError(f"{type(tokenizer).__name__} gives no character offsets: SQuAD needs a fast tokenizer")
+    tokenizer = right_sided(tokenizer)
+    tokens, questions, offsets = [], [], []
+    for first in range(0, len(rows), CHUNK):
+        chunk = rows[first : first + CHUNK]
+        encoded = tokenizer(
+            [_cut(question, tokenizer, sizes.question_length) for question in chunk["question"]],
+            list(chunk["context"]),
+            truncation="only_second",
+            max_length=sizes.max_length,
+            stride=sizes.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        sources, characters = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+        for window, question in enumerate(sources):
+            of_paragraph = np.array([part == 1 for part in encoded.sequence_ids(window)])
+            places = np.where(of_paragraph[:, None], np.array(characters[window], dtype=np.int32), np.int32(-1))
+            inputs = {name: values[window] for name, values in encoded.items()}
+            start, end = _span(places, chunk["answers"][question]) or _nowhere(inputs["input_ids"], tokenizer)
+            tokens.append(inputs | {"start_positions": start, "end_positions": end})
+            questions.append(first + question)
+            offsets.append(places)
+    return Windows(Dataset.from_list(tokens), np.array(questions), offsets)
+
+
+def right_sided(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, made to pad and to cut on the right: the place of a token is counted from the left."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def _cut(question: str, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
+    """The question's first tokens. To some tokenizers blanks are tokens, and a run of them could be all there is."""
+    question = " ".join(question.split())
+    ends = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return question[: ends[length - 1][1]] if len(ends) > length else question
+
+
+def _span(offsets: np.ndarray, answers: dict) -> tuple[int, int] | None:
+    """First and last token of the first reference answer, None if the window does not hold it whole."""
+    first, text = answers["answer_start"][0], answers["text"][0]
+    first, last = first + len(text) - len(text.lstrip()), first + len(text.rstrip())
+    (own,) = np.nonzero(offsets[:, 0] >= 0)
+    if not len(own) or first < offsets[own[0], 0] or last > offsets[own[-1], 1]:
+        return None
+    start = np.searchsorted(offsets[own, 0], first, side="right") - 1
+    end = np.searchsorted(offsets[own, 1], last, side="left")
+    return int(own[start]), int(own[max(start, end)])
+
+
+def _nowhere(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """The [CLS], which stands for "not in this window"; the first token where a tokenizer has none."""
+    place = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+    return place, place
+
+
+# ------------------------------------------------------------------------------------------------- answers
+
+
+def best_answers(
+    rows: Dataset,
+    windows: Windows,
+    start_logits: np.ndarray,
+    end_logits: np.ndarray,
+    n_best: int = N_BEST,
+    max_answer_length: int = MAX_ANSWER_LENGTH,
+) -> dict[str, list[Answer]]:
+    """The best answers to each question, by question id, the best first.
+
+    Args:
+        rows: a split of `load_squad`.
+        windows: made from it by `encode_windows`.
+        start_logits, end_logits: (windows, tokens), padded on the right; padding is not looked at.
+        n_best: answers kept, and the number of starts and of ends in a window that are combined to answers.
+        max_answer_length: in tokens.
+    Returns:
+        dict: of lists of dicts with `text` (cut out of the paragraph), `start_logit`, `end_logit`, and `probability`,
+            the softmax over the kept answers of the sum of both logits. Questions that share an id are told apart as
+            `row_names` tells them.
+
+    As in BERT's program for SQuAD: an answer starts and ends within the paragraph, in one window, and does not end
+    before it starts. A question for which no start goes with any end has the empty answer.
+    Source: Devlin et al., 2019 (arXiv 1810.04805), section 4.2.
+    """
+    found: list[dict[tuple[int, int], tuple[float, float]]] = [{} for _ in rows["id"]]
+    for window, (question, offsets) in enumerate(zip(windows.questions, windows.offsets, strict=True)):
+        start, end = start_logits[window, : len(offsets)], end_logits[window, : len(offsets)]
+        own = offsets[:, 0] >= 0
+        ends = [j for j in np.argsort(-end, kind="stable")[:n_best] if own[j]]
+        for i in np.argsort(-start, kind="stable")[:n_best]:
+            for j in ends:
+                if own[i] and i <= j < i + max_answer_length:
+                    place, logits = (int(offsets[i, 0]), int(offsets[j, 1])), (float(start[i]), float(end[j]))
+                    # two windows may hold the same answer: the one that is surer of it counts
+                    found[question][place] = max(logits, found[question].get(place, logits), key=sum)
+    named = zip(row_names(rows["id"]), rows["context"], found, strict=True)
+    return {name: _texts(context, spans, n_best) for name, context, spans in named}
+
+
+def _texts(context: str, spans: dict, n_best: int) -> list[Answer]:
+    ranked = sorted(spans.items(), key=lambda item: -sum(item[1]))[:n_best]
+    if not ranked:
+        return [{"text": "", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}]
+    scores = np.array([sum(logits) for _, logits in ranked])
+    weights = np.exp(scores - scores.max())
+    return [
+        {
+            "text": context[first:last],
+            "probability": round(float(weight), 6),
+            "start_logit": round(start, 4),
+            "end_logit": round(end, 4),
+        }
+        for ((first, last), (start, end)), weight in zip(ranked, weights / weights.sum(), strict=True)
+    ]
+
+
+def best_texts(answers: dict[str, Sequence[Answer]]) -> dict[str, str]:
+    """{question id: text of its best answer}: the official predictions file."""
+    return {name: str(ranked[0]["text"]) for name, ranked in answers.items()}

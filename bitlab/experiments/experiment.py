@@ -45,7 +45,7 @@ class Experiment:
         bf16: train in mixed precision (evaluation is in float32).
         group_by_length: train in batches of sentences of similar length: less padding, see `distillation.sampling`.
         dropout: of the student in training; the model's own (BERT's: 0.1) if None.
-        max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.windows.WindowSizes`.
+        max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.squad.WindowSizes`.
     """
 
     task: str

@@ -8,13 +8,11 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from bitlab.data.answers import best_answers, best_texts
 from bitlab.data.augment import load_augmented
 from bitlab.data.glue import encode, load_glue
-from bitlab.data.metrics import glue_metrics, normalize_answer, squad_metrics
-from bitlab.data.squad import load_squad
-from bitlab.data.tasks import SquadTask, Task
-from bitlab.data.windows import Windows, WindowSizes, encode_windows
+from bitlab.data.metrics import commonest, glue_metrics, normalize_answer, squad_metrics
+from bitlab.data.squad import Windows, WindowSizes, best_answers, best_texts, encode_windows, load_squad, right_sided
+from bitlab.data.tasks import Task
 from bitlab.errors import BitlabError
 from bitlab.experiments import submission
 
@@ -25,7 +23,7 @@ PREDICTIONS, N_BEST_PREDICTIONS = "predictions.json", "nbest_predictions.json"
 class Prepared:
     """A task's data as tokens, ready for training and evaluation: of a GLUE task here, of SQuAD in PreparedSpans."""
 
-    task: Task | SquadTask
+    task: Task
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
     evaluations: dict[str, Dataset]
@@ -87,13 +85,7 @@ class Prepared:
 
     def trivial_score(self) -> float:
         """What the most frequent class (or a constant) scores on dev."""
-        constant = {}
-        for name, rows in self.evaluations.items():
-            labels = np.array(rows["labels"])
-            if self.task.is_regression:
-                constant[name] = np.zeros(len(labels))
-            else:
-                constant[name] = np.full(len(labels), np.bincount(labels).argmax())
+        constant = {name: commonest(self.task, rows["labels"][:]) for name, rows in self.evaluations.items()}
         return self.score(self.metrics(constant))
 
 
@@ -139,7 +131,7 @@ class PreparedSpans(Prepared):
 
 
 def prepare(
-    task: Task | SquadTask,
+    task: Task,
     source: str,
     tokenizer: PreTrainedTokenizerBase,
     train_examples: int | None = None,
@@ -152,7 +144,7 @@ def prepare(
         window_sizes: for SQuAD, see `WindowSizes.fitting`.
     Errors: BitlabError where a split that is needed is absent, and for window sizes that do not fit.
     """
-    spans = isinstance(task, SquadTask)
+    spans = task.kind == "span"
     given = [name for name, value in window_sizes.items() if value is not None]
     if given and not spans:
         raise BitlabError(f"{given[0]} is for SQuAD: {task.title} has no windows")
@@ -165,6 +157,7 @@ def prepare(
         evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
         tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
         return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
+    tokenizer = right_sided(tokenizer)
     dev = splits[present[0]]
     windows = encode_windows(dev, tokenizer, sizes)
     return PreparedSpans(
@@ -180,7 +173,7 @@ def prepare(
     )
 
 
-def _needed(task: Task | SquadTask, splits: DatasetDict) -> tuple[Dataset, list[str]]:
+def _needed(task: Task, splits: DatasetDict) -> tuple[Dataset, list[str]]:
     """The training split and the names of the dev splits."""
     present = [name for name in task.eval_splits if name in splits]
     if "train" not in splits or not present:

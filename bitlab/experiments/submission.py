@@ -6,32 +6,32 @@ submission's for these.
 
 import numpy as np
 
-from bitlab.data.glue import LAYOUTS
+from bitlab.data.glue import layout
 from bitlab.data.metrics import predicted
-from bitlab.data.tasks import Task, get_glue_task
+from bitlab.data.tasks import Task
 
 SECOND = "mismatched"
 
 
-def file_name(task: str | Task, split: str) -> str:
+def file_name(task: Task, split: str) -> str:
     """The leaderboard's name of a split's file: "RTE.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"."""
-    task = get_glue_task(task)
     if task.name == "mnli":
         return "MNLI-mm.tsv" if split.endswith(SECOND) else "MNLI-m.tsv"
     return f"{task.folder}.tsv"
 
 
-def content(task: str | Task, logits: np.ndarray) -> str:
+def content(task: Task, logits: np.ndarray) -> str:
     """The file's text: a header, and a line for each example in the order of the data.
 
     Args: logits: (N, classes), or (N, 1) for STS-B.
     The prediction is written as the task's original files write labels: a word for MNLI, QNLI and RTE, 0 or 1 for
     the other classes, a number from 0 to 5 with three decimals for STS-B.
     """
-    task = get_glue_task(task)
     values = predicted(task, logits)
-    if task.is_regression:
-        labels = [f"{value:.3f}" for value in np.clip(values, 0, 5)]
+    if task.kind == "regression":
+        labels = [f"{value:.3f}" for value in (np.clip(values, *task.label_range) if task.label_range else values)]
+    elif task.kind == "multi_label":
+        labels = [",".join(name for name, there in zip(task.label_names, row, strict=True) if there) for row in values]
     else:
-        labels = [task.label_names[i] if LAYOUTS[task.name].words else str(i) for i in values]
+        labels = [task.label_names[i] if layout(task).words else str(i) for i in values]
     return "".join(["index\tprediction\n", *(f"{i}\t{label}\n" for i, label in enumerate(labels))])
