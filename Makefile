@@ -7,14 +7,21 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # Two at a time, with one thread each: as fast as two cores allow, and the same everywhere.
-TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+OMP_NUM_THREADS ?= 1
+TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest -n 2
+
+# What other processors make of a sum: settings of torch, oneDNN and MKL, those of one line with commas between them.
+PROCESSORS := OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI \
+	ATEN_CPU_CAPABILITY=default,ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2,ONEDNN_MAX_CPU_ISA=AVX2
 
 .DEFAULT_GOAL := help
-.PHONY: help notebooks test lab site browser-test wheel wheel-series lint format refresh budgets clean
+.PHONY: help notebooks test test-processors lab site browser-test wheel wheel-series lint format refresh budgets clean
 
 help:
 	@echo "make notebooks   run the series headless; executed copies and HTML pages go to build/"
 	@echo "make test        run all tests: tests/ and every notebook"
+	@echo "make test-processors   the same as on other processors: under $(words $(PROCESSORS)) settings, two hours"
 	@echo "make lab         open the series in JupyterLab; make lab LAB_OPTIONS='--no-browser --port 8889'"
 	@echo "make site        the series as a static site with search, in build/site/"
 	@echo "make browser-test   run the notebooks in JupyterLab in a browser (needs Chromium; about 15 minutes)"
@@ -45,6 +52,13 @@ budgets: $(INSTALLED)
 test: lint
 	@$(TEST) --dist loadfile tests
 	@$(TEST) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=180 notebooks
+
+test-processors:
+	@for each in $(PROCESSORS); do \
+		echo "== $$each"; \
+		env $$(echo $$each | tr , ' ') $(MAKE) --no-print-directory test || red="$$red $$each"; \
+	done; \
+	test -z "$$red" || { echo "red under:$$red"; exit 1; }
 
 # Root, who has no home to protect in a container, is let in too.
 LAB_OPTIONS ?=

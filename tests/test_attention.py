@@ -124,7 +124,7 @@ def binary(architecture, bits, head="sequence"):
 @pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_an_example_does_not_see_padding_or_neighbours(architecture, bits):
-    model, inputs = binary(architecture, bits), batch(size=4, length=7)
+    model, inputs = binary(architecture, bits).double(), batch(size=4, length=7)
     together = outputs(model, **inputs)[0]
     assert together.std(dim=0).max() > 1e-2  # else everything is the same anyway
     for i in range(4):
@@ -142,7 +142,7 @@ def test_an_example_does_not_see_padding_or_neighbours(architecture, bits):
 @pytest.mark.parametrize("bits", [1, 2])
 def test_gradients_do_not_see_padding(bits):
     """All but those of alpha, which are divided by sqrt(N) with N counting every place."""
-    model, inputs, padded = binary("bert", bits), batch(length=7), batch(length=11, pad=4)
+    model, inputs, padded = binary("bert", bits).double(), batch(length=7), batch(length=11, pad=4)
     padded["input_ids"][:, :7] = inputs["input_ids"]
     gradients = []
     for given in (inputs, padded):

@@ -237,7 +237,7 @@ def test_one_of_two_layers_cannot_stay():
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_split_model_is_the_ternary_model(architecture, bits):
-    model, inputs = warm_up(binarize(tiny(architecture), BitConfig(2, bits, **METHOD))), batch(pad=2)
+    model, inputs = warm_up(binarize(tiny(architecture), BitConfig(2, bits, **METHOD))).double(), batch(pad=2)
     before = outputs(model, **inputs)[0]
     ternary = {name: p.detach().clone() for name, p in model.named_parameters()}
     alphas = len(binarizers(model))

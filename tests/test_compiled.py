@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import assert_same_gradients, batch, settled, tiny, warm_up
+from tiny_models import assert_same_gradients, batch, tiny, warm_up
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bitlab
@@ -77,7 +77,7 @@ def test_weights_agree(on):
 def distance(model, inputs):
     """The distillation loss of a tiny model on one batch."""
     with torch.no_grad():
-        target = tiny(seed=1)(**inputs).logits.softmax(-1)
+        target = tiny(seed=1).to(model.dtype)(**inputs).logits.softmax(-1)
     return -(target * model(**inputs).logits.log_softmax(-1)).sum(-1).mean()
 
 
@@ -86,7 +86,7 @@ def distance(model, inputs):
 def test_a_step_is_the_same(monkeypatch, bits):
     """The loss and every gradient, from the same state. Not a training: it goes on from the last bit of every sum."""
     inputs, found = batch(8), {}
-    model = settled(lambda seed: warm_up(binarize(tiny(seed=seed), BitConfig(1, bits))).train(), **inputs)
+    model = warm_up(binarize(tiny(), BitConfig(1, bits))).double().train()
     for mode in ("off", "on"):
         monkeypatch.setenv(compiled.VARIABLE, mode)
         model.zero_grad()

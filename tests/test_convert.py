@@ -330,7 +330,7 @@ def test_deepcopy():
 def small(bits=1):
     torch.manual_seed(0)
     model = HEADS["sequence"].from_config(BertConfig(**{**SIZES, "num_hidden_layers": 1}))
-    return warm_up(binarize(model, BitConfig(1, bits)))
+    return warm_up(binarize(model, BitConfig(1, bits))).double()
 
 
 def test_compile_without_a_break():

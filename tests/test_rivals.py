@@ -31,7 +31,7 @@ def rival(method, weight_bits, activation_bits, architecture="bert", **options):
 @pytest.mark.parametrize(("method", "weight_bits", "activation_bits"), RIVALS)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_an_example_does_not_see_padding_or_neighbours(architecture, method, weight_bits, activation_bits):
-    model, inputs = rival(method, weight_bits, activation_bits, architecture), batch(size=4, length=7)
+    model, inputs = rival(method, weight_bits, activation_bits, architecture).double(), batch(size=4, length=7)
     together = outputs(model, **inputs)[0]
     assert together.std(dim=0).max() > 1e-2
     longer = batch(size=6, length=12, seed=5)

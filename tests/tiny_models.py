@@ -1,7 +1,8 @@
-"""Encoders small enough for a test, of every architecture and head that bitlab converts."""
+"""Encoders small enough for a test, of every architecture and head that bitlab converts.
 
-import copy
-from unittest import mock
+Where a test holds two ways of computing a binary model to each other, it does so in float64 (`model.double()`): in
+float32 the last bit of a sum, which is another one on another processor, may lie at a threshold and decide a code.
+"""
 
 import torch
 from transformers import (
@@ -16,7 +17,6 @@ from transformers import (
 )
 
 from bitlab import ElasticBinarizer
-from bitlab import binarizers as formulas
 
 WORDS = 60
 SIZES = {
@@ -101,41 +101,10 @@ def warm_up(model, **inputs):
     return model.eval()
 
 
-def settled(make, **inputs):
-    """`make(seed)` for the first seed whose model has no number at a threshold: there the last bit of a sum, which is
-    another one on another processor, would decide a code or a gradient. From such a state one step is comparable."""
-    return next(model for model in map(make, range(100)) if clearance(copy.deepcopy(model), **inputs) > 1e-5)
-
-
-def clearance(model, **inputs):
-    """The least distance of any number in a forward pass from where its code, or its gradient, changes."""
-    found = []
-    codes, signs = formulas.codes_forward, formulas.weight_forward
-
-    def activations(x, alpha, beta, bits, signed):
-        (bottom, top), halves = formulas.levels(bits, signed), 0.5 * (bits > 1 or not signed)
-        edges = [*(code + halves for code in range(bottom, top)), top]
-        edges += [bottom] if signed or beta is not None else []  # no probability is negative
-        centred = (x if beta is None else x - beta)[x != 0]  # what ReLU or padding made 0 is exact
-        found.extend((centred - edge * alpha).abs().min() for edge in edges)
-        return codes(x, alpha, beta, bits, signed)
-
-    def weights(weight):
-        found.append((weight - weight.mean()).abs().min())
-        return signs(weight)
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.ReLU):
-            module.register_forward_pre_hook(lambda _, args: found.append(args[0].abs().min()))
-    with mock.patch.multiple(formulas, codes_forward=activations, weight_forward=weights), torch.no_grad():
-        model(**inputs)
-    return min(found).item()
-
-
 def assert_same_gradients(found, expected):
-    """To the rounding of the largest of their kind (alpha, beta, weight, ...): an alpha's may be a sum that cancels."""
+    """To the rounding of the largest of their kind (alpha, beta, weight): one alone may be a sum that cancels."""
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         kind = name.rpartition(".")[2]
         size = max(g.abs().max().item() for other, g in expected.items() if other.rpartition(".")[2] == kind)
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * size, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-7 * size, msg=lambda m, n=name: f"{n}: {m}")
