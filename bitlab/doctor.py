@@ -29,9 +29,8 @@ def findings() -> Iterator[str]:
     )
     yield _line("compiled", *compiled.status(), f"unset {compiled.VARIABLE}, and see compiler")
     backend, why = backend_status()
-    yield _line(
-        "packed", backend == "c", f"{backend}: {why}", "install a C compiler (gcc or clang): inference is faster"
-    )
+    by_torch = backend in ("int8", "float")
+    yield _line("packed", not by_torch, f"{backend}: {why}", "install a C compiler (gcc or clang): inference is faster")
     for source in describe_sources():
         yield _line(source.kind, source.available, f"{source.name}: {source.detail}", source.advice)
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,15 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import batch, binarizers, tiny, warm_up
 
-from bitlab import BitlabError, ElasticBinarizer, binarize, cli
+from bitlab import BinaryLinear, BitlabError, ElasticBinarizer, binarize, cli
 from bitlab.bench import packed as bench
+from bitlab.binarizers import codes_forward
 from bitlab.packed import backend_status, backends, commands, kernel, load_packed, pack, thresholds
-from bitlab.packed.bits import pack_bits, pad_heads, unpack_bits, unpack_signs
+from bitlab.packed.bits import pack_bits, unpack_bits, unpack_signs
+from bitlab.packed.layers import PackedLinear
 
 ROOT = Path(__file__).parent.parent
 COMPILER = kernel.compiler()
 needs_compiler = pytest.mark.skipif(backends._compiled()[0] is None, reason=f"no kernel: {backends._compiled()[1]}")
-ALL = [backends.INT8, backends.FLOAT, *filter(None, [backends._compiled()[0]])]
+ALL = backends.available()
 
 
 # -------------------------------------------------------------------------------------------------- arithmetic
@@ -42,85 +45,68 @@ def test_bits_and_back(rows, n):
     assert torch.equal(unpack_signs(packed, n), bits * 2.0 - 1)
 
 
-def test_padded_heads():
-    padded = pad_heads(torch.arange(6), (2, 3), 0, fill=-1)
-    assert padded.shape == (64,)
-    assert padded[[0, 1, 2, 32, 33, 34]].tolist() == [0, 1, 2, 3, 4, 5] and padded[3:32].eq(-1).all()
-    assert pad_heads(torch.arange(64), (2, 32), 0).shape == (64,)
+def linear(width, outputs, bits, signed, bias, generator):
+    """A packed layer of random weights, betas and scales."""
+    made = BinaryLinear(width, outputs, bias, activation_bits=bits, signed=signed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        made.input_binarizer.alpha.copy_(0.1 + torch.rand((), generator=generator))
+    return PackedLinear(made.eval())
 
 
-@pytest.mark.parametrize("backend", ALL, ids=lambda backend: backend.name)
-@settings(deadline=None, max_examples=40)
+def near_ties(packed, tokens, generator):
+    """Numbers on the turns of a binarizer, a few units in the last place beside them, and anywhere else."""
+    binarizer, shape = packed.input_binarizer, (tokens, packed.in_features)
+    turns = torch.randint(-9, 260, shape, generator=generator) + 0.5
+    turns[torch.rand(shape, generator=generator) < 0.3] = 0
+    x = turns * binarizer.alpha + binarizer.beta
+    x += torch.randint(-2, 3, shape, generator=generator) * torch.finfo(torch.float32).eps * x.abs()
+    anywhere = torch.rand(shape, generator=generator) < 0.5
+    return torch.where(anywhere, 3 * torch.randn(shape, generator=generator), x).detach()
+
+
+@pytest.mark.parametrize("backend", ALL)
+@settings(deadline=None, max_examples=60)
 @given(
-    tokens=st.integers(1, 140),
-    width=st.integers(1, 200),
+    tokens=st.integers(0, 70),
+    width=st.integers(1, 600),
     outputs=st.integers(1, 100),
+    bits=st.sampled_from([1, 2, 4, 8]),
     signed=st.booleans(),
+    bias=st.booleans(),
     seed=st.integers(0, 99),
     threads=st.sampled_from([1, 2, 3]),
 )
-def test_linear_is_the_integer_product(backend, tokens, width, outputs, signed, seed, threads):
+def test_linear_is_the_integer_product(backend, tokens, width, outputs, bits, signed, bias, seed, threads):
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.rand(outputs, width, generator=generator) > 0.5
-    x = torch.randn(tokens, width, generator=generator)
-    beta, bias = torch.randn(width, generator=generator), torch.randn(outputs, generator=generator)
-    residual = torch.randn(tokens, outputs, generator=generator)
-    limits = torch.randint(-width - 1, width + 2, (outputs,), generator=generator, dtype=torch.int32)
-    active = x >= beta
-    codes = (active * 2 - 1 if signed else active).double()
-    dot = codes @ (weight * 2 - 1).double().t()
+    packed = linear(width, outputs, bits, signed, bias, generator)
+    x = near_ties(packed, tokens, generator)
+    binarizer = packed.input_binarizer
+    codes = codes_forward(x, binarizer.alpha, binarizer.beta, bits, signed)
+    dot = (codes.double() @ unpack_signs(packed.weight, width, torch.float64).t()).float()
+    with torch.no_grad():
+        scale = binarizer.scale() * packed.weight_scale
+        expected = torch.addcmul(packed.bias, dot, scale) if bias else dot * scale
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        mine = backend.signs(x, beta[None])[0] if signed else backend.integers(active.float(), 1, False)
-        plain = backend.prepare(backends.Linear(pack_bits(weight), width, signed, 0.0123, bias))
-        bits = backend.prepare(backends.Linear(pack_bits(weight), width, signed, thresholds=limits, signed_out=True))
-        last = backend.prepare(backends.Linear(pack_bits(torch.eye(outputs) > 0), outputs, True))
-        assert torch.equal(backend.dot(plain, mine).double(), dot)
-        expected = torch.addcmul(bias, dot.float(), torch.tensor(0.0123)) + residual
-        assert torch.equal(backend.linear(plain, mine, residual), expected)
-        passed = (dot >= limits).double() * 2 - 1
-        # row n of the last layer is +1 at n and -1 elsewhere: 2 code_n - sum of codes
-        assert torch.equal(backend.dot(last, backend.linear(bits, mine)).double(), 2 * passed - passed.sum(1, True))
+        with backends.use(backend):
+            assert torch.equal(packed(x), expected)
     finally:
         torch.set_num_threads(before)
 
 
-@needs_compiler
-@settings(deadline=None, max_examples=30)
-@given(
-    batch=st.integers(1, 3),
-    length=st.integers(1, 70),
-    heads=st.integers(1, 3),
-    width=st.sampled_from([1, 16, 32, 33, 64, 96]),
-    scale=st.floats(0, 2),
-    alpha=st.floats(1e-5, 1),
-    threads=st.sampled_from([1, 2]),
-    seed=st.integers(0, 99),
-)
-def test_attention_is_the_same_in_all_backends(batch, length, heads, width, scale, alpha, threads, seed):
-    generator = torch.Generator().manual_seed(seed)
-    table = thresholds.exponentials(scale, width)
-    limits = torch.randint(-length, length + 1, (heads * width,), generator=generator, dtype=torch.int32)
-    attention = backends.Attention(heads, width, table, alpha / 2, limits)
-    eye = torch.eye(heads * width) > 0
-    keep = (torch.rand(batch, length, generator=generator) > 0.3).to(torch.uint8)
-    x = torch.randn(3, batch * length, heads * width, generator=generator)
-    results = []
-    torch.set_num_threads(threads)
-    for backend in ALL:
-        project = backends.Linear(pack_bits(eye), heads * width, heads_out=(heads, width))
-        shift = torch.full((heads * width,), 2 - heads * width, dtype=torch.int32)  # 2 code - sum: not bits of x alone
-        project = backends.Linear(**vars(project) | {"thresholds": shift})
-        q, k, v = (
-            backend.linear(backend.prepare(project), backend.signs(part, torch.zeros(1, heads * width))[0])
-            for part in x
-        )
-        context = backend.attention(backend.prepare_attention(attention), q, k, v, keep)
-        read = backend.prepare(backends.Linear(pack_bits(eye), heads * width, heads_in=(heads, width)))
-        results.append(backend.dot(read, context))
-    torch.set_num_threads(1)
-    assert all(torch.equal(result, results[0]) for result in results)
+@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_numbers_that_are_none_stay_none(bits, backend):
+    """In the codes of several bits; the sign of no number is -1, as in the float model."""
+    generator = torch.Generator().manual_seed(0)
+    packed, x = linear(40, 5, bits, True, True, generator), torch.randn(3, 40)
+    x[1, 7], x[2, 3], x[2, 4] = torch.nan, torch.inf, -torch.inf
+    with backends.use(backend):
+        y = packed(x)
+    assert y[1].isnan().all() == (bits > 1) and y[[0, 2]].isfinite().all()
 
 
 def test_thresholds_are_where_the_float_expression_turns():
@@ -140,93 +126,42 @@ def test_thresholds_are_where_the_float_expression_turns():
     assert never.tolist() == [6, 6]
 
 
-def test_sixty_five_exponentials():
-    table = thresholds.exponentials(0.1, 64)
-    assert table[0] == 2**40 and table[65:].eq(0).all() and len(table) == 196
-    torch.testing.assert_close(
-        table[:65].double() / 2**40, torch.exp(-0.2 * torch.arange(65).double()), rtol=1e-6, atol=0
-    )
-
-
 # -------------------------------------------------------------------------------------------------- sanitizers
 
-DRIVER = r"""
-#include <stdio.h>
-#include KERNEL
-static uint32_t state = 1;
-static uint32_t next(void) { state ^= state << 13; state ^= state >> 17; return state ^= state << 5; }
-static void *fill(long n)
-{ uint32_t *p = malloc((size_t)(n ? n : 1) * 4); for (long i = 0; i < n; i++) p[i] = next(); return p; }
-static void mask(uint32_t *p, long rows, long words, long width)
-{ if (width % 32) for (long r = 0; r < rows; r++) p[r * words + words - 1] &= (1u << width % 32) - 1; }
-static void linear(void)
-{
-    long tokens = next() % 70, width = 1 + next() % 1300, outputs = 1 + next() % 90, words = ceil_div(width, 32);
-    long bytes = ceil_div(width, 8), blocks = ceil_div(outputs, 32);
-    uint32_t *a = fill(tokens * words), *w = fill(blocks * words * 32), *bits = fill(tokens * blocks);
-    uint8_t *rows = fill(outputs * bytes);
-    int32_t *limits = fill(blocks * 32);
-    float *bias = malloc((size_t)outputs * 4), *y = malloc((size_t)(tokens * outputs + 1) * 4);
-    float *x = malloc((size_t)(tokens * width + 1) * 4);
-    if (width % 8) for (long n = 0; n < outputs; n++) rows[n * bytes + bytes - 1] &= (1 << width % 8) - 1;
-    for (long n = 0; n < outputs; n++) bias[n] = (float)n;
-    for (long i = 0; i < tokens * width; i++) x[i] = (float)(next() % 9) - 4;
-    bitlab_signs(x, x, tokens ? 1 : 0, width, words, 1, a, 1);
-    mask(a, tokens, words, width);
-    bitlab_repack(rows, outputs, bytes, words, w);
-    for (int set = 0; set < 2; set++) {
-        if (bitlab_linear(a, w, tokens, words, width, outputs, set, NULL, NULL, 1, NULL, NULL, y, 0, 1)) exit(3);
-        for (long t = 0; t < tokens; t++) for (long n = 0; n < outputs; n++) {
-            long dot = 0;
-            for (long k = 0; k < width; k++) {
-                int bit = a[t * words + k / 32] >> k % 32 & 1, sign = rows[n * bytes + k / 8] >> k % 8 & 1 ? 1 : -1;
-                dot += set ? bit * sign : (bit ? sign : -sign);
-            }
-            if (y[t * outputs + n] != (float)dot) { printf("dot\n"); exit(4); }
-        }
-        bitlab_linear(a, w, tokens, words, width, outputs, set, limits, bits, 1, NULL, NULL, NULL, 0, 1);
-        bitlab_linear(a, w, tokens, words, width, outputs, set, NULL, NULL, .5f, bias, y, y, 1, 1);
-    }
-    free(a); free(w); free(bits); free(rows); free(limits); free(bias); free(y); free(x);
-}
-static void attention(void)
-{
-    long batch = 1 + next() % 2, length = 1 + next() % 80, heads = 1 + next() % 3, width = 1 + next() % 70;
-    long words = ceil_div(width, 32), n = batch * length * heads * words;
-    uint32_t *q = fill(n), *k = fill(n), *v = fill(n), *out = fill(n);
-    int32_t *limits = fill(heads * words * 32);
-    uint8_t *keep = malloc((size_t)(batch * length));
-    int64_t *table = calloc((size_t)(3 * width + 4), 8);
-    mask(q, batch * length * heads, words, width); mask(k, batch * length * heads, words, width);
-    for (long i = 0; i <= width; i++) table[i] = (int64_t)1 << (i < 40 ? 40 - i : 0);
-    for (long i = 0; i < batch * length; i++) keep[i] = next() % 3 != 0;
-    if (next() % 4 == 0) memset(keep, 0, (size_t)length);
-    if (bitlab_attention(q, k, v, keep, batch, length, heads, words, width, table, .01, limits, out, 1)) exit(3);
-    free(q); free(k); free(v); free(out); free(limits); free(keep); free(table);
-}
-int main(void)
-{
-    for (int i = 0; i < 60; i++) { linear(); attention(); }
-    return (int)(bitlab_limit_float(1, 0, 0) + 0 * bitlab_limit_bits(1, 1));
-}
-"""
+DRIVER = ROOT / "tests" / "kernel_driver.c"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+CPUINFO = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+
+
+def drive(folder, compiler, flags, runner=()):
+    """Build the driver with these flags and run it; skips where they do not exist."""
+    command = [compiler, *kernel.BASE_FLAGS[:4], *flags, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += ["-Wno-unused-parameter", "-Wno-misleading-indentation", "-Wno-unused-function"]
+    command += [f"-I{kernel.SOURCE.parent}", str(DRIVER), "-o", "driver", "-lm"]
+    built = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if built.returncode and re.search("sanitize|asan|ubsan|unrecognized|bad value", built.stderr):
+        pytest.skip("this compiler has no sanitizers, or not these flags")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([*runner, "./driver"], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-@pytest.mark.parametrize("flags", [["-march=native"], ["-mavx2", "-mfma"], ["-O3"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["-march=native"], ["-mavx2", "-mfma"], []], ids=["native", "avx2", "plain"])
 def test_no_fault_under_address_and_undefined_behaviour_sanitizers(flags, tmp_path):
-    if "-mavx2" in flags and "avx2" not in Path("/proc/cpuinfo").read_text() * Path("/proc/cpuinfo").exists():
+    if "-mavx2" in flags and "avx2" not in CPUINFO:
         pytest.skip("this processor has no AVX2")
-    (tmp_path / "driver.c").write_text(DRIVER)
-    command = [COMPILER, "-std=c99", "-g", "-O1", *flags, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    command += ["-Wno-unused-parameter", "-Wno-misleading-indentation", "-Wno-unused-function"]
-    command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f'-DKERNEL="{kernel.SOURCE}"']
-    built = subprocess.run([*command, "driver.c", "-o", "driver", "-lm"], cwd=tmp_path, capture_output=True, text=True)
-    if built.returncode and re.search("sanitize|asan|ubsan|unrecognized", built.stderr):
-        pytest.skip("this compiler has no sanitizers, or not these flags")
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([tmp_path / "driver"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    drive(tmp_path, COMPILER, ["-O0", *flags, *SANITIZERS])
+
+
+CROSS = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+
+
+@pytest.mark.skipif(not all(CROSS), reason="no aarch64-linux-gnu-gcc and qemu-user")
+@pytest.mark.parametrize("flags", [[], ["-march=armv8.2-a+dotprod"]], ids=["neon", "dotprod"])
+def test_neon(flags, tmp_path):
+    """Every entry point against plain arithmetic, on an emulated processor."""
+    drive(tmp_path, CROSS[0], ["-O2", *flags, "-static"], [CROSS[1]])
 
 
 # ------------------------------------------------------------------------------------------------------ loader
@@ -268,7 +203,7 @@ def fresh(tmp_path, monkeypatch):
 
 @needs_compiler
 def test_cache_is_used_and_a_damaged_one_built_again(fresh):
-    assert backends.backend().name == "c"
+    assert backend_status()[0] in backends.COMPILED
     (built,) = (fresh / "bitlab").iterdir()
     before = built.stat()
     kernel._load.cache_clear()
@@ -285,7 +220,7 @@ def test_cache_is_used_and_a_damaged_one_built_again(fresh):
 def falls_back(why):
     """One warning of one line, however often it is asked."""
     with pytest.warns(RuntimeWarning, match=why) as warned:
-        assert [backends.backend().name for _ in range(3)] == ["int8"] * 3
+        assert [backends.compiled_for(torch.ones(1)) for _ in range(3)] == [None] * 3
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
     assert re.search(why, backend_status()[1]) and backend_status()[0] == "int8"
     model = warm_up(binarize(tiny()))
@@ -313,16 +248,27 @@ def test_no_compiler(fresh, monkeypatch):
 
 
 def test_forcing_a_backend(monkeypatch):
-    for name in ("int8", "float"):
+    x = torch.ones(1)
+    for name in ALL:
         monkeypatch.setenv("BITLAB_KERNEL", name)
-        assert backends.backend().name == name and backend_status() == (name, f"BITLAB_KERNEL={name}")
+        assert backend_status() == (name, f"BITLAB_KERNEL={name}")
+        assert (backends.compiled_for(x) is None) == (name in ("int8", "float"))
     monkeypatch.setenv("BITLAB_KERNEL", "fast")
-    with pytest.raises(BitlabError, match="'fast': set it to c, int8 or float"):
-        backends.backend()
-    monkeypatch.setenv("BITLAB_KERNEL", "c")
+    with pytest.raises(BitlabError, match=r"'fast': set it to c, tiles, .* or float"):
+        backends.compiled_for(x)
     monkeypatch.setattr(backends, "_compiled", lambda: (None, "no C compiler found"))
-    with pytest.raises(BitlabError, match="BITLAB_KERNEL=c, but no C compiler found"):
-        backends.backend()
+    for name in ("c", "tiles"):
+        monkeypatch.setenv("BITLAB_KERNEL", name)
+        with pytest.raises(BitlabError, match=f"BITLAB_KERNEL={name}, but no C compiler found"):
+            backends.compiled_for(x)
+
+
+@needs_compiler
+def test_a_kernel_that_this_processor_lacks(monkeypatch):
+    backends._named.cache_clear()
+    monkeypatch.setattr(backends._compiled()[0], "found", ["bytes"])
+    with pytest.raises(BitlabError, match="has no tiles: leave it unset"), backends.use("tiles"):
+        backends.compiled_for(torch.ones(1))
 
 
 def test_threads_share_a_model():

@@ -14,7 +14,6 @@ Times are medians over the rounds, and ratios are medians of those within a roun
 
 import contextlib
 import copy
-import functools
 import statistics
 import time
 import warnings
@@ -41,15 +40,13 @@ BASELINE = "float32"
 
 @dataclass(frozen=True)
 class Row:
-    """One contender on one shape: median and least seconds, how many times faster than float32, and for a kernel on
-    bits the fraction of the processor's limit that it reaches (at its fastest, as the limit is)."""
+    """One contender on one shape: median and least seconds, and how many times faster than float32."""
 
     what: str
     contender: str
     seconds: float
     fastest: float
     ratio: float
-    of_limit: float | None = None
 
 
 def bench(layers: int = 12, length: int = 128, batches=(1, 8), rounds: int = 7, threads: int = 1) -> dict:
@@ -72,7 +69,7 @@ def bench(layers: int = 12, length: int = 128, batches=(1, 8), rounds: int = 7, 
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             limits = processor_limits()
-            rows = linear_rows(length, 3 * rounds, limits)  # they are short, and a busy machine is uneven
+            rows = linear_rows(length, 3 * rounds)  # they are short, and a busy machine is uneven
             for batch in batches if layers else ():
                 rows += encoder_rows(layers, length, batch, rounds)
             name, why = backends.backend_status()
@@ -107,19 +104,16 @@ def processor_limits() -> dict[str, float] | None:
     return {"float32": speed["float32"], "int8": 4 * speed["float32"], "bits": speed["bits"]}
 
 
-def linear_rows(length: int, rounds: int, limits: dict | None) -> list[Row]:
-    """The three linear layers of a BERT-base layer, floats in and floats out; and on bits alone."""
+def linear_rows(length: int, rounds: int) -> list[Row]:
+    """The three linear layers of a BERT-base layer, floats in and floats out."""
     rows = []
     for width, outputs, signed in SHAPES:
-        contenders, bits = _linear_contenders(length, width, outputs, signed)
-        times = measure(contenders | bits, rounds, at_least=0.002)
-        macs, top = length * width * outputs, (limits or {}).get("bits")
-        reached = {name: macs / min(times[name]) / top / torch.get_num_threads() if top else None for name in bits}
-        rows += _rows(f"linear {length}x{width} -> {outputs}", times, reached)
+        times = measure(_linear_contenders(length, width, outputs, signed), rounds, at_least=0.002)
+        rows += _rows(f"linear {length}x{width} -> {outputs}", times)
     return rows
 
 
-def _linear_contenders(length: int, width: int, outputs: int, signed: bool) -> tuple[dict, dict]:
+def _linear_contenders(length: int, width: int, outputs: int, signed: bool) -> dict:
     linear, x = nn.Linear(width, outputs), torch.randn(length, width)
     binary = BinaryLinear.from_linear(linear, signed=signed).eval()
     packed = PackedLinear(binary)
@@ -129,22 +123,13 @@ def _linear_contenders(length: int, width: int, outputs: int, signed: bool) -> t
         "float32, medium": lambda: _medium(linear, x),
         "bf16": lambda: half(short),
         "fake-quant": lambda: binary(x),
-        "packed, int8": functools.partial(_forward, packed, backends.INT8, x),
+        "packed, int8": lambda: _with("int8", packed, x),
     }
     if quantized := _int8(nn.Sequential(linear)):
         contenders["int8 dynamic"] = lambda: quantized(x)
-    compiled = _c()
-    if compiled is None:
-        return contenders, {}
-    contenders["packed, c"] = functools.partial(_forward, packed, compiled, x)
-    prepared = compiled.prepare(packed.spec(thresholds=torch.zeros(outputs, dtype=torch.int32)))
-    codes = compiled.signs(x, torch.zeros(1, width))[0]
-    return contenders, {"packed, c, bits to bits": lambda: compiled.linear(prepared, codes)}
-
-
-def _forward(packed: PackedLinear, backend, x):
-    prepared = packed.prepared.get(backend, x.device, lambda: backend.prepare(packed.spec()))
-    return backend.linear(prepared, packed.codes(backend, x))
+    if _c():
+        contenders["packed, c"] = lambda: _with("c", packed, x)
+    return contenders
 
 
 def encoder_rows(layers: int, length: int, batch: int, rounds: int) -> list[Row]:
@@ -161,21 +146,21 @@ def encoder_rows(layers: int, length: int, batch: int, rounds: int) -> list[Row]
         "float32, medium": lambda: _medium(model, ids),
         "bf16": lambda: half(ids),
         "fake-quant": lambda: binary(ids),
-        "packed, int8": lambda: _with(backends.INT8, packed, ids),
+        "packed, int8": lambda: _with("int8", packed, ids),
     }
     if quantized:
         contenders["int8 dynamic"] = lambda: quantized(ids)
-    if compiled := _c():
-        contenders["packed, c"] = lambda: _with(compiled, packed, ids)
+    if _c():
+        contenders["packed, c"] = lambda: _with("c", packed, ids)
     what = f"{layers} layer{'s' * (layers != 1)}, length {length}, batch {batch}"
     return _rows(what, measure(contenders, rounds))
 
 
-def _rows(what: str, times: dict[str, list[float]], reached: dict | None = None) -> list[Row]:
+def _rows(what: str, times: dict[str, list[float]]) -> list[Row]:
     rows = []
     for name, seconds in times.items():
         faster = 1 / ratio(seconds, times[BASELINE])
-        rows.append(Row(what, name, statistics.median(seconds), min(seconds), faster, (reached or {}).get(name)))
+        rows.append(Row(what, name, statistics.median(seconds), min(seconds), faster))
     return sorted(rows, key=lambda row: row.ratio)
 
 
@@ -202,16 +187,13 @@ def _medium(call: Callable, *inputs):
         return call(*inputs)
 
 
-def _with(backend, model: nn.Module, ids):
+def _with(backend: str, model: nn.Module, x):
     with backends.use(backend):
-        return model(ids)
+        return model(x)
 
 
-def _c():
-    try:
-        return backends.CBackend(kernel.load())
-    except BitlabError:
-        return None
+def _c() -> bool:
+    return backends.available()[0] in backends.COMPILED
 
 
 def table(result: dict) -> str:
@@ -229,6 +211,5 @@ def table(result: dict) -> str:
         if row["what"] != what:
             what = row["what"]
             lines += ["", what]
-        limit = f"   {row['of_limit']:.0%} of the limit" if row["of_limit"] else ""
-        lines.append(f"  {row['contender']:24} {row['seconds'] * 1e3:10.3f} ms   {row['ratio']:6.2f} x{limit}")
+        lines.append(f"  {row['contender']:24} {row['seconds'] * 1e3:10.3f} ms   {row['ratio']:6.2f} x")
     return "\n".join([*lines, "", "x: times faster than float32, median over rounds; times are medians"])

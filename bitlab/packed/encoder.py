@@ -1,20 +1,29 @@
-"""The fused encoder layer: bits from one binarizer to the next, floats in the residual stream and LayerNorm only.
+"""The fused encoder: codes from one binarizer to the next, floats in the residual stream, LayerNorm and softmax only.
 
-A W1A1 layer of BERT, RoBERTa, ELECTRA or DistilBERT keeps its class, modules and names; `fuse` adds a forward in front
-of its own. Where that one does not apply (several bits, an attention output that somebody asks for, a mask that
-differs between queries) the layer's own forward runs, on packed weights, with the same results.
+A binary layer of BERT, RoBERTa, ELECTRA or DistilBERT keeps its class, modules and names; `fuse` adds a forward in
+front of its own, and in front of its encoder's, which goes through all layers in one call of the kernel. The kernel
+is told where today's tensors lie: nothing is derived from them and kept, so a change of any is seen by the next call.
+
+Where that forward does not apply (no compiler, training, an attention output that somebody asks for, a hook on a
+module inside) the module's own runs, on packed weights, with the same results.
 """
 
 import functools
+import operator
+from array import array
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils import output_capturing
 
 from bitlab.convert import projections
-from bitlab.packed import backends, thresholds
-from bitlab.packed.layers import PackedLinear, Prepared, Prepares, check_input
+from bitlab.layers import ElasticBinarizer
+from bitlab.packed import backends
+from bitlab.packed.layers import PackedLinear, check_input, fits
+
+KINDS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -30,13 +39,34 @@ class Parts:
     second: PackedLinear
     second_norm: nn.LayerNorm
 
+    @property
+    def linears(self) -> tuple[PackedLinear, ...]:
+        return *self.projections, self.out, self.first, self.second
+
+    @property
+    def binarizers(self) -> list[ElasticBinarizer]:
+        own = [getattr(self.attention, f"{name}_binarizer") for name in (*KINDS, "probs")]
+        return own + [linear.input_binarizer for linear in self.linears]
+
+    @property
+    def width(self) -> int:
+        return self.out.out_features
+
     def fusable(self) -> bool:
-        linears = (*self.projections, self.out, self.first, self.second)
-        if not all(isinstance(linear, PackedLinear) for linear in linears):
+        if not all(isinstance(linear, PackedLinear) for linear in self.linears):
             return False
-        names = ("query_binarizer", "key_binarizer", "value_binarizer", "probs_binarizer")
-        binarizers = [getattr(self.attention, name) for name in names] + [x.input_binarizer for x in linears]
-        return all(binarizer.bits == 1 for binarizer in binarizers)
+        norms = self.out_norm, self.second_norm
+        return self.out_norm.eps == self.second_norm.eps and all(n.elementwise_affine for n in norms)
+
+    def sources(self) -> list[tuple[dict, str, torch.dtype, int]]:
+        """What the kernel's `Layer` points to: where each tensor is found, its type and how many numbers it has."""
+        found = [source for linear in self.linears for source in linear.sources()]
+        for binarizer in self.binarizers[:4]:
+            found.append((binarizer._parameters, "alpha", torch.float32, 1))
+            found.append((binarizer._parameters, "beta", torch.float32, self.width))
+        for norm in (self.out_norm, self.second_norm):
+            found += [(norm._parameters, name, torch.float32, self.width) for name in ("weight", "bias")]
+        return found
 
 
 def parts(layer: nn.Module) -> Parts | None:
@@ -53,120 +83,174 @@ def parts(layer: nn.Module) -> Parts | None:
                 return None
             after = layer.attention.output
             rest = (after.dense, after.LayerNorm, layer.intermediate.dense, output.dense, output.LayerNorm)
-        three = _projections(attention)
+        three = projections(attention, PackedLinear)
         return Parts(attention, heads, three, *rest) if three and isinstance(act, nn.ReLU) else None
     except AttributeError:
         return None
 
 
-def _projections(attention: nn.Module):
-    return projections(attention, PackedLinear)
+class Sources:
+    """The tensors of some layers that follow each other, where they are found today.
+
+    A call costs a look at each; types and sizes are checked when a tensor is another or lies elsewhere. Copies and
+    pickles of a module start without.
+    """
+
+    def __init__(self, layers: list[nn.Module]):
+        found = [parts(layer) for layer in layers]
+        self.first, self.count = found[0], len(found)
+        everything = [module for layer in layers for module in layer.modules()]
+        inner = [module for module in everything if module not in layers]
+        children = [(module._modules, name) for module in everything for name in module._modules]
+        sources = [source for part in found for source in part.sources()]
+        self.places = [*children, *(source[:2] for source in sources)]
+        self.children = [places[name] for places, name in children]
+        self.expected = [source[2:] for source in sources]
+        self.binarizers = [binarizer for part in found for binarizer in part.binarizers]
+        self.own_hooks = [hooks for layer in layers for hooks in (layer._forward_hooks, layer._forward_pre_hooks)]
+        self.inner_hooks = [hooks for m in inner for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self.same = len({(part.first.out_features, part.heads, part.width, part.out_norm.eps) for part in found}) == 1
+        self.seen: tuple[list, array] = [], array("Q")
+
+    def unchanged(self) -> bool:
+        """Whether the layers are still made of the same modules."""
+        return all(places.get(name) is child for (places, name), child in zip(self.places, self.children))
+
+    def bits(self) -> int | None:
+        """Bits of all activations; None where they differ, or where somebody hooked into a layer."""
+        bits = {binarizer.bits for binarizer in self.binarizers}
+        return bits.pop() if self.same and len(bits) == 1 and bits <= {1, 2, 4, 8} and not self.hooked() else None
+
+    def hooked(self, above: bool = False) -> bool:
+        """Whether a module inside (or a layer itself, seen from `above`) has a hook that is not transformers' own."""
+        dicts = self.inner_hooks + self.own_hooks if above else self.inner_hooks
+        return any(dicts) and any(
+            hook.__module__ != output_capturing.__name__ for hooks in dicts for hook in hooks.values()
+        )
+
+    def pointers(self) -> array | None:
+        """Addresses of all tensors, in the order of the kernel's `Layer`; None if one is not as it should be."""
+        tensors = [places[name] for places, name in self.places[len(self.children) :]]
+        found = array("Q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
+        seen, where = self.seen
+        if found != where or not all(map(operator.is_, tensors, seen)):
+            if not all(t is None or fits(t, *expected) for t, expected in zip(tensors, self.expected)):
+                return None
+            self.seen = tensors, found
+        return found
+
+    def __deepcopy__(self, memo):
+        return None
+
+    def __reduce__(self):
+        return type(None), ()
 
 
-class Plan:
-    """A layer as one backend computes it."""
-
-    def __init__(self, backend, layer: Parts):
-        self.backend, self.layer = backend, layer
-        width = layer.projections[0].out_features // layer.heads
-        heads = (layer.heads, width)
-        binarizer = layer.attention
-        kinds = (binarizer.query_binarizer, binarizer.key_binarizer, binarizer.value_binarizer)
-        self.betas = torch.stack([linear.input_binarizer.beta for linear in layer.projections]).detach()
-        self.projections = [
-            backend.prepare(linear.spec(thresholds=_thresholds(linear, kind, relu=False), heads_out=heads))
-            for linear, kind in zip(layer.projections, kinds, strict=True)
-        ]
-        q, k, v = (kind.scale() for kind in kinds)
-        probs = binarizer.probs_binarizer.scale()
-        table = thresholds.exponentials((q * k * binarizer.scaling).item(), width, self.betas.device)
-        context = thresholds.after_context(probs * v, layer.out.input_binarizer)
-        attention = backends.Attention(*heads, table, probs.item() / 2, context)
-        self.attention = backend.prepare_attention(attention)
-        self.out = backend.prepare(layer.out.spec(heads_in=heads))
-        after = layer.second.input_binarizer
-        first = layer.first.spec(thresholds=_thresholds(layer.first, after, relu=True), signed_out=False)
-        self.first, self.second = backend.prepare(first), backend.prepare(layer.second.spec())
-
-    def run(self, hidden: Tensor, keep: Tensor) -> Tensor:
-        """(batch, length, width) floats and (batch, length) uint8 -> the layer's output, shaped like hidden."""
-        backend, layer = self.backend, self.layer
-        x = hidden.reshape(-1, hidden.shape[-1]).contiguous()
-        codes = backend.signs(x, self.betas)
-        q, k, v = (backend.linear(linear, bits) for linear, bits in zip(self.projections, codes, strict=True))
-        context = backend.attention(self.attention, q, k, v, keep)
-        x = layer.out_norm(backend.linear(self.out, context, residual=x))
-        (codes,) = backend.signs(x, layer.first.input_binarizer.beta[None])
-        inner = backend.linear(self.first, codes)
-        return layer.second_norm(backend.linear(self.second, inner, residual=x)).view(hidden.shape)
+def run(sources: Sources, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
+    """(batch, length, width) -> the output of the last layer; None where the kernel does not apply."""
+    kernel, bits = backends.compiled_for(hidden), sources.bits()
+    pointers = sources.pointers() if kernel and bits else None
+    first, (batch, length, width) = sources.first, hidden.shape
+    mask = additive(mask, (batch, first.heads, length, length))
+    if pointers is None or mask is False or width != first.width:
+        return None
+    x = hidden.detach().clone(memory_format=torch.contiguous_format)
+    strides = (0, 0, 0) if mask is None else mask.stride()[:3]
+    sizes = kernel.sizes(bits, batch * length, batch=batch, length=length, width=width, heads=first.heads)
+    sizes.inner, sizes.scaling, sizes.eps = first.first.out_features, first.attention.scaling, first.out_norm.eps
+    sizes.mask_example, sizes.mask_head, sizes.mask_query = strides
+    return x if kernel.encoder(pointers.buffer_info()[0], sources.count, sizes, x, mask) else None
 
 
-def _thresholds(linear: PackedLinear, binarizer, relu: bool) -> Tensor:
-    return thresholds.after_linear(linear.scale(), linear.bias, binarizer, linear.in_features, relu)
+def additive(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | bool | None:
+    """A mask as scores would be added to it: floats of this shape, keys side by side. False if it is none."""
+    if mask is None:
+        return None
+    if type(mask) is not Tensor or mask.dtype in (torch.float64, torch.complex64) or mask.device.type != "cpu":
+        return False
+    try:
+        mask = mask.detach().to(torch.float32).expand(shape)
+    except RuntimeError:
+        return False
+    return mask if mask.stride(-1) == 1 or shape[-1] == 1 else mask.contiguous()
 
 
-class Fused(Prepares):
-    """In front of an encoder layer's class: its forward on bits, where that applies."""
+class Fused:
+    """In front of an encoder layer's class, or an encoder's: its forward from codes to codes, where that applies."""
 
     @torch.no_grad()
     def forward(self, hidden_states, attention_mask=None, *args, **kwargs):
-        keep = kept_keys(attention_mask, hidden_states)
-        if keep is None or self.training or not _plain(args, kwargs):
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        check_input(hidden_states)
-        device = hidden_states.device
-        backend = backends.backend(device)
-        return self.prepared.get(backend, device, lambda: Plan(backend, parts(self))).run(hidden_states, keep)
+        found = None
+        if not self.training and _plain(args, kwargs):
+            check_input(hidden_states)
+            found = self._by_kernel(hidden_states, attention_mask)
+        return super().forward(hidden_states, attention_mask, *args, **kwargs) if found is None else self._output(found)
+
+    @torch.compiler.disable
+    def _by_kernel(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
+        sources = self.__dict__.get("sources")
+        if sources is None or not sources.unchanged():
+            sources = self._sources()
+            self.__dict__["sources"] = sources
+        return sources and run(sources, hidden, mask)
 
     def __reduce_ex__(self, protocol):
-        return _blank, (type(self).__bases__[1],), self.__dict__
+        return _blank, type(self).__bases__, self.__dict__
 
 
-def fuse(layer: nn.Module) -> bool:
-    """Let a layer run fused if it can. Returns whether it does."""
+class FusedLayer(Fused):
+    def _sources(self) -> Sources | None:
+        return Sources([self]) if is_fusable(self) else None
+
+    def _output(self, hidden: Tensor):
+        return hidden
+
+
+class FusedEncoder(Fused):
+    def _by_kernel(self, hidden, mask):
+        if "hidden_states" in (output_capturing._active_collector.get() or ()):
+            return None
+        return super()._by_kernel(hidden, mask)
+
+    def _sources(self) -> Sources | None:
+        layers = list(self.layer)
+        return Sources(layers) if layers and all(map(is_fusable, layers)) else None
+
+    def _output(self, hidden: Tensor):
+        kind = BaseModelOutput if hasattr(self, "n_layers") else BaseModelOutputWithPastAndCrossAttentions
+        return kind(last_hidden_state=hidden)
+
+
+def is_fusable(layer: nn.Module) -> bool:
+    """Whether a layer can run from codes to codes."""
     found = parts(layer)
-    if found is None or not found.fusable():
-        return False
-    layer.__class__ = _fused(type(layer))
-    layer.prepared = Prepared()
-    return True
+    return found is not None and found.fusable()
+
+
+def fuse(model: nn.Module) -> None:
+    """Let a model's encoder layers run fused, and encoders of such layers alone as a whole."""
+    for module in list(model.modules()):
+        if is_fusable(module):
+            module.__class__ = _fused(FusedLayer, type(module))
+    for module in list(model.modules()):
+        layers = list(getattr(module, "layer", None) or ()) if hasattr(module, "layer") else []
+        if layers and isinstance(module.layer, nn.ModuleList) and all(isinstance(x, FusedLayer) for x in layers):
+            module.__class__ = _fused(FusedEncoder, type(module))
 
 
 @functools.cache
-def _fused(kind: type) -> type:
-    return type(f"Fused{kind.__name__}", (Fused, kind), {"__module__": __name__})
+def _fused(front: type, kind: type) -> type:
+    return type(f"Fused{kind.__name__}", (front, kind), {"__module__": __name__})
 
 
-def _blank(kind: type) -> nn.Module:
-    """A fused layer without contents, for pickle to fill: it finds no class by name that was made at run time."""
-    return _fused(kind).__new__(_fused(kind))
+def _blank(front: type, kind: type) -> nn.Module:
+    """A fused module without contents, for pickle to fill: it finds no class by name that was made at run time."""
+    return _fused(front, kind).__new__(_fused(front, kind))
 
 
 def _plain(args: tuple, kwargs: dict) -> bool:
     """Whether a layer is called for its output alone: no cross-attention, cache, attentions, or lists to fill."""
-    names = ("encoder_hidden_states", "past_key_values", "attention_scores", "attention_inputs")
+    names = ("encoder_hidden_states", "cache", "past_key_values", "attention_scores", "attention_inputs")
     wanted = (*args, *(kwargs.get(name) for name in names))
     collected = output_capturing._active_collector.get()
     return all(value is None for value in wanted) and "attentions" not in (collected or ())
-
-
-def kept_keys(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
-    """An additive mask as (batch, length) uint8, 1 for a key that counts; None if it is no such mask.
-
-    Every layer of a model gets the same mask, so what it came to is kept on the tensor.
-    """
-    batch, length, _ = hidden.shape
-    if mask is None:
-        return torch.ones(batch, length, dtype=torch.uint8, device=hidden.device)
-    if not hasattr(mask, "_bitlab_keep"):
-        mask._bitlab_keep = _keep(mask, batch, length)
-    return mask._bitlab_keep
-
-
-def _keep(mask: Tensor, batch: int, length: int) -> Tensor | None:
-    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[-1] != length or not mask.is_floating_point():
-        return None
-    open_, closed = mask == 0, mask <= torch.finfo(torch.float16).min
-    if not bool((open_ | closed).all()) or not bool((open_ == open_[:, :, :1]).all()):
-        return None
-    return open_[:, 0, 0].expand(batch, length).to(torch.uint8).contiguous()

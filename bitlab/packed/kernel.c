@@ -1,382 +1,624 @@
-/* Binary linear layers and binary attention on XOR, AND and popcount. C99; built at first use by kernel.py.
+/* Packed encoders: layers from codes to codes on one-bit weights. C99; built at first use by kernel.py.
  *
- * Bits lie in uint32 words, bit i of word k is element 32 k + i, and bits past the end of a row are 0. A bit of a
- * weight stands for -1 or +1, a bit of an activation for -1 or +1 (XOR) or for 0 or 1 (AND). For n elements:
- *     XOR:  dot = n - 2 popcount(a ^ w)            AND:  dot = 2 popcount(a & w) - popcount(a)
- * Weights are repacked to blocks of 32 outputs, [outputs/32][words][32]: the vector lanes are outputs, so nothing is
- * ever summed across lanes. Every loop is plain C that compilers vectorise, but for the popcount where they do not.
+ * A binarizer's output is a small integer, its code, in a byte; a weight is a bit. A linear layer is an exact sum of
+ * codes with signs, and its epilogue goes straight on to the codes of the next binarizer: floats live in the residual
+ * stream, LayerNorm and softmax only (floats.h). Weights are read as they lie in the file, 32 outputs at a time, and
+ * multiplied in one of three ways:
+ *
+ *     tiles     opened to bytes, on AMX tiles                               tiles.h
+ *     bytes     opened to bytes, on dot products of bytes (VNNI or plain)   bytes.h
+ *     popcount  left as bits, with XOR or AND and popcount                  bits.h
+ *
+ * Attention multiplies codes with codes, on tiles or bytes. Nothing is kept from call to call.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
-
-#define LANES 32 /* outputs of a block */
-#define TILE 4   /* tokens that share one pass over a block's weights: 128 counters stay in registers */
-
-static inline long ceil_div(long n, long d) { return (n + d - 1) / d; }
-
-static inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
-
-/* The tile: c[t][l] = sum over k of popcount(a[t][k] OP w[k][l]). ------------------------------------------------ */
-
-#if defined(__AVX2__) && !defined(__AVX512VPOPCNTDQ__)
-/* No vector popcount: look up nibbles. Byte counters hold 31 words (8 bits each) before they are widened. */
-#define WIDTH 8
-typedef __m256i vec;
-#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
-#define STORE(p, v) _mm256_storeu_si256((__m256i *)(p), v)
-#define SPLAT(x) _mm256_set1_epi32((int)(x))
-#define VXOR(a, b) _mm256_xor_si256(a, b)
-#define VAND(a, b) _mm256_and_si256(a, b)
-#define ADD8(a, b) _mm256_add_epi8(a, b)
-#define ADD32(a, b) _mm256_add_epi32(a, b)
-#define ZERO() _mm256_setzero_si256()
-static inline vec count_bytes(vec x)
-{
-    const vec table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
-                                       0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-    const vec low = _mm256_set1_epi8(15);
-    vec upper = _mm256_and_si256(_mm256_srli_epi16(x, 4), low);
-    return _mm256_add_epi8(_mm256_shuffle_epi8(table, _mm256_and_si256(x, low)), _mm256_shuffle_epi8(table, upper));
-}
-static inline vec widen(vec bytes)
-{
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
-}
-#elif defined(__ARM_NEON)
+#ifdef __ARM_NEON
 #include <arm_neon.h>
-#define WIDTH 4
-typedef uint8x16_t vec;
-#define LOAD(p) vreinterpretq_u8_u32(vld1q_u32((const uint32_t *)(p)))
-#define STORE(p, v) vst1q_u32((uint32_t *)(p), vreinterpretq_u32_u8(v))
-#define SPLAT(x) vreinterpretq_u8_u32(vdupq_n_u32(x))
-#define VXOR(a, b) veorq_u8(a, b)
-#define VAND(a, b) vandq_u8(a, b)
-#define ADD8(a, b) vaddq_u8(a, b)
-#define ADD32(a, b) vreinterpretq_u8_u32(vaddq_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b)))
-#define ZERO() vdupq_n_u8(0)
-static inline vec count_bytes(vec x) { return vcntq_u8(x); }
-static inline vec widen(vec bytes) { return vreinterpretq_u8_u32(vpaddlq_u16(vpaddlq_u8(bytes))); }
 #endif
-
-#ifdef WIDTH
-#define DEFINE_TILE(name, OP, VOP)                                                                                  \
-    static void name(const uint32_t *a, long stride, const uint32_t *w, long words, int32_t c[TILE][LANES])         \
-    {                                                                                                               \
-        for (int l = 0; l < LANES; l += WIDTH) {                                                                    \
-            vec total[TILE] = {ZERO(), ZERO(), ZERO(), ZERO()};                                                     \
-            for (long start = 0; start < words; start += 31) {                                                      \
-                long end = start + 31 < words ? start + 31 : words;                                                 \
-                vec bytes[TILE] = {ZERO(), ZERO(), ZERO(), ZERO()};                                                 \
-                for (long k = start; k < end; k++) {                                                                \
-                    vec weights = LOAD(w + k * LANES + l);                                                          \
-                    for (int t = 0; t < TILE; t++)                                                                  \
-                        bytes[t] = ADD8(bytes[t], count_bytes(VOP(SPLAT(a[t * stride + k]), weights)));             \
-                }                                                                                                   \
-                for (int t = 0; t < TILE; t++)                                                                      \
-                    total[t] = ADD32(total[t], widen(bytes[t]));                                                    \
-            }                                                                                                       \
-            for (int t = 0; t < TILE; t++)                                                                          \
-                STORE(&c[t][l], total[t]);                                                                          \
-        }                                                                                                           \
-    }
-#else
-#define DEFINE_TILE(name, OP, VOP)                                                                                  \
-    static void name(const uint32_t *a, long stride, const uint32_t *w, long words, int32_t c[TILE][LANES])         \
-    {                                                                                                               \
-        int32_t sum[TILE][LANES];                                                                                   \
-        memset(sum, 0, sizeof sum);                                                                                 \
-        for (long k = 0; k < words; k++)                                                                            \
-            for (int t = 0; t < TILE; t++) {                                                                        \
-                uint32_t token = a[t * stride + k];                                                                 \
-                for (int l = 0; l < LANES; l++)                                                                     \
-                    sum[t][l] += count_bits(token OP w[k * LANES + l]);                                             \
-            }                                                                                                       \
-        memcpy(c, sum, sizeof sum);                                                                                 \
-    }
+#ifdef _OPENMP
+#include <omp.h>
 #endif
-DEFINE_TILE(tile_xor, ^, VXOR)
-DEFINE_TILE(tile_and, &, VAND)
+#include <stdlib.h>
 
-/* Bit l of the result: dots[l] >= thresholds[l]. */
-static inline uint32_t compare(const int32_t *dots, const int32_t *thresholds)
-{
-#ifdef __AVX512F__ /* one instruction, which compilers do not find */
-    __mmask16 low = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(dots), _mm512_loadu_si512(thresholds));
-    __mmask16 high = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(dots + 16), _mm512_loadu_si512(thresholds + 16));
-    return (uint32_t)low | (uint32_t)high << 16;
-#else
-    uint32_t word = 0;
-    for (int l = 0; l < LANES; l++)
-        word |= (uint32_t)(dots[l] >= thresholds[l]) << l;
-    return word;
-#endif
-}
+#include "floats.h"
+#include "bytes.h"
+#include "tiles.h"
+#include "bits.h"
 
-/* Linear layers. ------------------------------------------------------------------------------------------------- */
+enum { TILES_KERNEL, BYTES_KERNEL, POPCOUNT_KERNEL, KERNELS };
+enum { DONE = 0, NO_NUMBER = 1, BAD_SIZES = -1 };
 
-/* What becomes of a dot product: `bits` if it is not NULL (dot >= thresholds), else `y`: the dot itself if bias is
- * NULL, else bias + scale * dot, rounded once (`fused`) or twice, as torch.addcmul does here, plus the residual. */
+/* What is to be computed with; pointers are read anew in every call. */
 typedef struct {
-    const int32_t *thresholds; /* [blocks * 32] */
-    uint32_t *bits;            /* [tokens][blocks] */
-    const float *bias, *residual;
-    float *y; /* [tokens][outputs] */
+    const uint8_t *weight; /* [outputs][ceil(inputs / 8)], bit i of byte j is input 8 j + i, 1 is +1 */
+    const float *scale;    /* of the weight */
+    const float *bias;     /* [outputs] or NULL */
+    const float *alpha, *beta; /* of the input's binarizer */
+} Linear;
+
+typedef struct {
+    const float *alpha, *beta;
+} Binarizer;
+
+typedef struct {
+    const float *weight, *bias;
+} Norm;
+
+typedef struct {
+    Linear project[3]; /* query, key, value */
+    Linear out, first, second;
+    Binarizer after[3]; /* of query, key, value */
+    Binarizer probs; /* has no beta */
+    Norm out_norm, second_norm;
+} Layer;
+
+typedef struct {
+    long batch, length, width, heads, inner, bits, kernel, threads;
+    long lanes;                                     /* of torch's softmax */
+    long rounds_once;                               /* whether torch.addcmul does */
+    long mask_example, mask_head, mask_query;       /* strides of the mask, in floats; keys are consecutive */
+    float scaling, eps;                             /* of the scores; of LayerNorm */
+} Sizes;
+
+/* Memory of one thread. */
+typedef struct {
+    void *panel;         /* one, of weights */
+    void *keys, *values; /* panels, side by side */
+    int8_t *probs; /* [32][room]: codes of 32 rows of probabilities */
+    float *scores; /* [32][room] */
+    int32_t (*c)[LANES];
+} Scratch;
+
+/* Memory of one call, for the tokens of some examples. */
+typedef struct {
+    long rows, stride, inner_stride; /* tokens, rounded up to whole LANES; codes of a row, to whole STEPs */
+    int8_t *input[3], *project[3], *context, *inner;
+    float *y;
+    Planes planes;
+} Buffers;
+
+/* One linear layer at work. */
+typedef struct {
+    Rows in;
+    Planes *planes;
+    const Linear *linear;
+    long tokens, inputs, outputs;
+    int kernel;
     float scale;
-    int fused;
-} Epilogue;
+    int rounds_once, relu;
+    Set set; /* of the codes that come out, if `codes` */
+    int8_t *codes;
+    long stride;
+    const float *residual; /* else floats: y + residual */
+    float *y;
+} Product;
 
-static inline void write_floats(const int32_t *dots, float *y, const float *bias, const float *residual, long count,
-                                float scale, int fused)
+static void multiply(int kernel, const Rows *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
 {
-    for (long l = 0; l < count; l++) {
-        float value = (float)dots[l];
-        if (bias)
-            value = fused ? fmaf(value, scale, bias[l]) : value * scale + bias[l];
-        y[l] = residual ? value + residual[l] : value;
-    }
-}
-
-static void finish(const int32_t *dots, long token, long block, long blocks, long outputs, const Epilogue *e)
-{
-    if (e->bits) {
-        e->bits[token * blocks + block] = compare(dots, e->thresholds + block * LANES);
+#ifdef TILES
+    if (kernel == TILES_KERNEL) {
+        multiply_tiles(a, row, count, p, c);
         return;
     }
-    long first = block * LANES, at = token * outputs + first, left = outputs - first;
-    const float *bias = e->bias ? e->bias + first : NULL, *residual = e->residual ? e->residual + at : NULL;
-    if (left >= LANES) /* a constant count: unrolled */
-        write_floats(dots, e->y + at, bias, residual, LANES, e->scale, e->fused);
-    else
-        write_floats(dots, e->y + at, bias, residual, left, e->scale, e->fused);
+#endif
+    (void)kernel;
+    multiply_bytes(a, row, count, p, c);
 }
 
-static void linear_tile(const uint32_t *a, const int32_t *ones, const uint32_t *w, long token, long tokens, long words,
-                        long block, long blocks, long width, long outputs, const Epilogue *e)
+/* How much is added to signed codes for this kernel. */
+static int32_t offset_for(int kernel) { return kernel == BYTES_KERNEL ? OFFSET : 0; }
+
+/* 32 outputs of a linear layer. */
+typedef struct {
+    long first, count;
+    Floats bias, beta;
+} Block;
+
+static Block make_block(const Product *p, long first)
 {
-    int32_t c[TILE][LANES];
-    const uint32_t *rows = a + token * words;
-    long count = tokens - token < TILE ? tokens - token : TILE;
-    long stride = count == TILE ? words : 0; /* the last tokens go one by one: four times the same row */
-    for (long t = 0; t < count; t += stride ? TILE : 1) {
-        (ones ? tile_and : tile_xor)(rows + t * words, stride, w + block * words * LANES, words, c);
-        for (long i = 0; i < (stride ? TILE : 1); i++) {
-            int32_t n = (int32_t)(ones ? ones[token + t + i] : width), flip = ones ? 0 : -1;
-            for (int l = 0; l < LANES; l++)
-                c[i][l] = ((2 * c[i][l] - n) ^ flip) - flip; /* negated for XOR: width - 2 popcount */
-            finish(c[i], token + t + i, block, blocks, outputs, e);
+    Block b = {first, p->outputs - first < LANES ? p->outputs - first : LANES, all(0), all(0)};
+    if (p->linear->bias)
+        b.bias = load_some(p->linear->bias + first, b.count, 0);
+    if (p->codes)
+        b.beta = load_some(p->set.beta + first, b.count, 0);
+    return b;
+}
+
+/* Sums -> what the float model makes of them: bias + scale * sum, rounded as torch.addcmul rounds it. */
+static inline Floats affine(const int32_t *c, const Product *p, const Block *b)
+{
+    Floats sum = from_ints(c), scale = all(p->scale);
+    if (!p->linear->bias)
+        return mul(sum, scale);
+    return p->rounds_once ? fma32(sum, scale, b->bias) : add(mul(sum, scale), b->bias);
+}
+
+/* The rest of a linear layer for 32 outputs of some rows, and the next binarizer. Returns whether a number was none. */
+static int finish(const Product *p, const Block *b, long row, long count, int32_t c[LANES][LANES])
+{
+    int none = 0;
+    for (long r = 0; r < count; r++) {
+        Floats v = affine(c[r], p, b);
+        if (p->codes) {
+            if (p->relu)
+                v = greater(all(0), v);
+            none |= some_codes(sub(v, b->beta), &p->set, p->codes + (row + r) * p->stride + b->first, b->count);
+            continue;
+        }
+        long at = (row + r) * p->outputs + b->first;
+        if (p->residual)
+            v = add(v, load_some(p->residual + at, b->count, 0));
+        if (b->count == LANES)
+            store(p->y + at, v);
+        else {
+            float some[LANES];
+            store(some, v);
+            memcpy(p->y + at, some, (size_t)b->count * sizeof *some);
         }
     }
+    return none;
 }
 
-/* a [tokens][words], w [blocks][words][32] -> see Epilogue. `width`: elements of a row that count (padding does not);
- * `unsigned_set`: activations are 0 or 1. Returns 0, or -1 if memory ran out. */
-int bitlab_linear(const uint32_t *a, const uint32_t *w, long tokens, long words, long width, long outputs,
-                  int unsigned_set, const int32_t *thresholds, uint32_t *bits, float scale, const float *bias,
-                  const float *residual, float *y, int fused, int threads)
+/* One linear layer, shared by the threads of a parallel region. */
+static int run(Product *p, Scratch *s)
 {
-    Epilogue e = {thresholds, bits, bias, residual, y, scale, fused};
-    long blocks = ceil_div(outputs, LANES), tiles = ceil_div(tokens, TILE);
-    int32_t *ones = NULL;
-    if (unsigned_set) {
-        if (!(ones = malloc((size_t)(tokens ? tokens : 1) * sizeof *ones)))
-            return -1;
-        for (long t = 0; t < tokens; t++) {
-            ones[t] = 0;
-            for (long k = 0; k < words; k++)
-                ones[t] += count_bits(a[t * words + k]);
+    long bytes = ceil_div(p->inputs, 8);
+    int none = 0;
+    p->scale = (*p->linear->alpha < SMALLEST_ALPHA ? SMALLEST_ALPHA : *p->linear->alpha) * *p->linear->scale;
+    if (p->kernel == POPCOUNT_KERNEL) {
+#pragma omp for schedule(static)
+        for (long r = 0; r < p->tokens; r++)
+            row_planes(p->in.codes + r * p->in.stride, p->planes, r);
+    }
+#pragma omp for schedule(static)
+    for (long first = 0; first < p->outputs; first += LANES) {
+        const uint8_t *weight = p->linear->weight + first * bytes;
+        const Block b = make_block(p, first);
+        Panel panel = panel_at(s->panel, 0, p->in.steps);
+        if (p->kernel == POPCOUNT_KERNEL)
+            open_words(weight, bytes, b.count, p->planes, s->panel);
+        else
+            open_weights(weight, bytes, b.count, &panel);
+        if (p->kernel == BYTES_KERNEL)
+            sum_columns(&panel);
+        for (long row = 0; row < p->tokens; row += LANES) {
+            long count = p->tokens - row < LANES ? p->tokens - row : LANES;
+            if (p->kernel == POPCOUNT_KERNEL)
+                multiply_planes(p->planes, row, count, s->panel, s->c);
+            else
+                multiply(p->kernel, &p->in, row, count, &panel, s->c);
+            none |= finish(p, &b, row, count, s->c);
         }
     }
-    /* A block's weights stay in the first-level cache while its tokens pass; 32 tiles at a time, so that theirs stay
-     * in the second. */
-    long groups = ceil_div(tiles, 32);
-#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (threads > 1)
-    for (long group = 0; group < groups; group++)
-        for (long block = 0; block < blocks; block++)
-            for (long i = group * 32; i < tiles && i < group * 32 + 32; i++)
-                linear_tile(a, ones, w, i * TILE, tokens, words, block, blocks, width, outputs, &e);
-    free(ones);
-    return 0;
-}
-
-/* Bits of x [tokens][width] against up to three sets of thresholds beta [sets][width]: bit = x - beta >= 0.
- * out [sets][tokens][words]. The row is read once. */
-void bitlab_signs(const float *x, const float *beta, long tokens, long width, long words, long sets, uint32_t *out,
-                  int threads)
-{
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (long t = 0; t < tokens; t++)
-        for (long s = 0; s < sets; s++)
-            for (long k = 0; k < words; k++) {
-                const float *value = x + t * width + k * 32, *least = beta + s * width + k * 32;
-                uint32_t word = 0;
-                if (k * 32 + 32 <= width)
-                    for (int i = 0; i < 32; i++)
-                        word |= (uint32_t)(value[i] >= least[i]) << i;
-                else
-                    for (int i = 0; i < width - k * 32; i++)
-                        word |= (uint32_t)(value[i] >= least[i]) << i;
-                out[(s * tokens + t) * words + k] = word;
-            }
+    return none;
 }
 
 /* Attention. ----------------------------------------------------------------------------------------------------- */
 
-/* 32 rows of 32 bits -> 32 columns: bit i of out[j] is bit j of in[i]. In place, by halves, quarters, ... */
-static void transpose(uint32_t m[32])
+/* The keys that count, [*first, *last): past them the mask is so low that their probability is exactly 0. */
+static void kept_keys(const float *mask, const Sizes *n, long *first, long *last)
 {
-    uint32_t mask = 0x0000ffff;
-    for (int step = 16; step; step >>= 1, mask ^= mask << step)
-        for (int i = 0; i < 32; i = ((i | step) + 1) & ~step) {
-            uint32_t moved = ((m[i] >> step) ^ m[i | step]) & mask;
-            m[i] ^= moved << step;
-            m[i | step] ^= moved;
-        }
-}
-
-/* One head of one example at work. Keys are padded to whole words of 32. */
-typedef struct {
-    uint32_t *keys;   /* [head_words][padded]: lanes are keys */
-    uint32_t *values; /* [padded / 32][32 head_words]: lanes are channels, bits are keys */
-    uint32_t *chosen; /* [padded / 32]: the bits of one row of probabilities */
-    int32_t *beyond;  /* [padded]: 0 for a key that counts, else what puts it beyond the table */
-    int32_t *far;     /* [padded]: bits in which query and key differ, plus beyond */
-} Scratch;
-
-typedef struct {
-    long batch, length, padded, heads, head_words, head_width, stride;
-    const int64_t *table;
-    double half_alpha;
-} Shape;
-
-static void load_head(const uint32_t *k, const uint32_t *v, const uint8_t *keep, int any, const Shape *n, Scratch *s)
-{
-    uint32_t square[32];
-    for (long j = 0; j < n->padded; j++)
-        s->beyond[j] = j < n->length && (keep[j] || !any) ? 0 : 2 * (int32_t)n->head_width + 2;
-    for (long w = 0; w < n->head_words; w++) {
-        for (long j = 0; j < n->padded; j++)
-            s->keys[w * n->padded + j] = j < n->length ? k[j * n->stride + w] : 0;
-        for (long start = 0; start < n->padded; start += 32) {
-            for (long j = 0; j < 32; j++)
-                square[j] = start + j < n->length ? v[(start + j) * n->stride + w] : 0;
-            transpose(square);
-            memcpy(s->values + (start / 32 * n->head_words + w) * 32, square, sizeof square);
-        }
+    *first = 0;
+    *last = n->length;
+    if (!mask || n->mask_query)
+        return;
+    while (*last && mask[*last - 1] < -1e30f)
+        --*last;
+    if (!*last || !(mask[*last - 1] > -1e4f)) { /* none counts, or hardly: then all do */
+        *last = n->length;
+        return;
     }
+    while (mask[*first] < -1e30f)
+        ++*first;
+    *first = *first / LANES * LANES; /* torch's softmax adds by lanes */
 }
 
-/* far of one query. If no key counts, all are equally far. */
-static void measure(const uint32_t *query, int any, const Shape *n, Scratch *s)
+/* One head of one example: codes of q, k, v -> codes of the context. */
+static int attend(const Layer *layer, const Sizes *n, const Buffers *m, long example, long head, const float *mask,
+                  Scratch *s)
 {
-    int32_t *restrict far = s->far;
-    memcpy(far, s->beyond, (size_t)n->padded * sizeof *far);
-    for (long w = 0; any && w < n->head_words; w++) {
-        uint32_t word = query[w];
-        const uint32_t *restrict key = s->keys + w * n->padded;
-        for (long start = 0; start < n->padded; start += 32)
-            for (int j = 0; j < 32; j++)
-                far[start + j] += count_bits(word ^ key[start + j]);
+    long width = n->width / n->heads, at = example * n->length * m->stride + head * width, first, last;
+    int kernel = n->kernel == TILES_KERNEL ? TILES_KERNEL : BYTES_KERNEL, none = 0;
+    if (mask)
+        mask += example * n->mask_example + head * n->mask_head;
+    kept_keys(mask, n, &first, &last);
+    long keys = last - first, room = ceil_div(keys, STEP) * STEP, steps = ceil_div(width, STEP);
+    const int8_t *k = m->project[1] + at + first * m->stride, *v = m->project[2] + at + first * m->stride;
+    Set probs = make_set(layer->probs.alpha, NULL, (int)n->bits, 0, 0);
+    Set after = make_set(layer->out.alpha, layer->out.beta, (int)n->bits, 1, offset_for(n->kernel));
+    float q_alpha = make_set(layer->after[0].alpha, NULL, 1, 1, 0).alpha;
+    float k_alpha = make_set(layer->after[1].alpha, NULL, 1, 1, 0).alpha;
+    float scale = q_alpha * k_alpha * n->scaling;
+    float v_scale = probs.alpha * make_set(layer->after[2].alpha, NULL, 1, 1, 0).alpha;
+    for (long j = 0; j < keys; j += LANES) {
+        Panel panel = panel_at(s->keys, j / LANES, steps);
+        open_keys(k + j * m->stride, m->stride, keys - j, width, &panel);
+        if (kernel == BYTES_KERNEL)
+            sum_columns(&panel);
     }
-}
-
-/* Probability bits of one query: far -> chosen. table[i] is exp(-2 i c), in units of 2^-40, for a key that differs in
- * i bits more than the nearest one, and 0 for i > head_width. A bit is 1 iff table[i] > half_alpha * sum. Sums of
- * integers do not depend on order, so neither padding nor a batch changes a bit. */
-static void choose(const Shape *n, Scratch *s)
-{
-    const int32_t *restrict far = s->far;
-    int32_t nearest = INT32_MAX, cut = 0, last[LANES];
-    for (long start = 0; start < n->padded; start += 32)
-        for (int j = 0; j < 32; j++)
-            nearest = far[start + j] < nearest ? far[start + j] : nearest;
-    int64_t sum = 0, sum1 = 0, sum2 = 0, sum3 = 0;
-    for (long j = 0; j < n->padded; j += 4) {
-        sum += n->table[far[j] - nearest];
-        sum1 += n->table[far[j + 1] - nearest];
-        sum2 += n->table[far[j + 2] - nearest];
-        sum3 += n->table[far[j + 3] - nearest];
+    for (long j = 0; j < width; j += LANES) {
+        Panel panel = panel_at(s->values, j / LANES, room / STEP);
+        open_values(v + j, m->stride, width - j, keys, &panel);
     }
-    sum += sum1 + sum2 + sum3;
-    double least = n->half_alpha * (double)sum;
-    while (cut <= n->head_width && (double)n->table[cut] > least)
-        cut++;
-    for (int l = 0; l < LANES; l++)
-        last[l] = nearest + cut - 1;
-    for (long start = 0; start < n->padded; start += 32)
-        s->chosen[start / 32] = compare(last, s->far + start);
-}
-
-static void attend(const uint32_t *q, int any, const int32_t *thresholds, uint32_t *out, const Shape *n, Scratch *s)
-{
-    for (long i = 0; i < n->length; i++) {
-        measure(q + i * n->stride, any, n, s);
-        choose(n, s);
-        for (long word = 0; word < n->head_words; word++) {
-            int32_t context[LANES] = {0}, ones = 0;
-            for (long w = 0; w < n->padded / 32; w++) {
-                uint32_t chosen = s->chosen[w];
-                const uint32_t *values = s->values + (w * n->head_words + word) * 32;
-                ones += count_bits(chosen);
-                for (int l = 0; l < LANES; l++)
-                    context[l] += count_bits(chosen & values[l]);
+    for (long row = 0; row < n->length; row += LANES) {
+        long count = n->length - row < LANES ? n->length - row : LANES;
+        Rows q = {m->project[0] + at, m->stride, steps, 0};
+        for (long j = 0; j < keys; j += LANES) {
+            const Panel panel = panel_at(s->keys, j / LANES, steps);
+            multiply(kernel, &q, row, count, &panel, s->c);
+            for (long r = 0; r < count; r++) {
+                Floats score = mul(from_ints(s->c[r]), all(scale));
+                if (mask)
+                    score = add(score, load_some(mask + (row + r) * n->mask_query + first + j, keys - j, 0));
+                store(s->scores + r * room + j, score);
             }
-            for (int l = 0; l < LANES; l++)
-                context[l] = 2 * context[l] - ones;
-            out[i * n->stride + word] = compare(context, thresholds + word * 32);
+        }
+        for (long r = 0; r < count; r++) {
+            float *scores = s->scores + r * room;
+            int8_t *codes = s->probs + r * room;
+            for (long j = keys; j < ceil_div(keys, LANES) * LANES; j++)
+                scores[j] = -INFINITY;
+            none |= softmax_codes(scores, keys, (int)n->lanes, n->length < n->lanes, &probs, codes);
+            memset(codes + keys, 0, (size_t)(room - keys));
+        }
+        Rows p = {s->probs, room, room / STEP, 1};
+        for (long j = 0; j < width; j += LANES) {
+            const Panel panel = panel_at(s->values, j / LANES, room / STEP);
+            multiply(kernel, &p, 0, count, &panel, s->c);
+            long channels = width - j < LANES ? width - j : LANES;
+            Floats beta = load_some(after.beta + head * width + j, channels, 0);
+            for (long r = 0; r < count; r++) {
+                int8_t codes[LANES];
+                none |= codes_of(sub(mul(from_ints(s->c[r]), all(v_scale)), beta), &after, codes);
+                memcpy(m->context + at + (row + r) * m->stride + j, codes, (size_t)channels);
+            }
         }
     }
+    return none;
 }
 
-/* q, k, v, out [batch][length][heads * head_words]; keep [batch][length], 0 for a masked key (all 0: all keys count
- * the same, as in a softmax over equal scores); table [3 head_width + 4]; thresholds [heads * head_words * 32] on the
- * context's integers. Returns 0, or -1 if memory ran out. */
-int bitlab_attention(const uint32_t *q, const uint32_t *k, const uint32_t *v, const uint8_t *keep, long batch,
-                     long length, long heads, long head_words, long head_width, const int64_t *table,
-                     double half_alpha, const int32_t *thresholds, uint32_t *out, int threads)
+/* Memory. -------------------------------------------------------------------------------------------------------- */
+
+/* Hands out aligned pieces of one block; with a NULL block it only adds up how much is wanted. The block is the
+ * caller's, who keeps one for each of its threads: pages are not asked for anew in every call. */
+typedef struct {
+    char *at;
+    size_t used;
+} Arena;
+
+static void *take(Arena *arena, size_t size)
 {
-    long padded = ceil_div(length, 32) * 32, channels = head_words * 32;
-    Shape n = {batch, length, padded, heads, head_words, head_width, heads * head_words, table, half_alpha};
-    size_t size = (size_t)((head_words + 2) * padded + padded / 32 * (channels + 1));
-    int failed = 0;
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
-    {
-        uint32_t *memory = malloc((size ? size : 1) * sizeof *memory);
-        Scratch s = {0};
-        if (memory) {
-            s.keys = memory;
-            s.values = s.keys + head_words * padded;
-            s.chosen = s.values + padded / 32 * channels;
-            s.beyond = (int32_t *)(s.chosen + padded / 32);
-            s.far = s.beyond + padded;
-        }
-        failed = !memory;
+    void *piece = arena->at ? arena->at + arena->used : NULL;
+    arena->used += (size + 63) / 64 * 64;
+    return piece;
+}
+
+static void take_scratch(Arena *arena, Scratch *s, long length, long head, long widest)
+{
+    long room = ceil_div(length, STEP) * STEP;
+    s->panel = take(arena, panel_size(ceil_div(widest, STEP)));
+    s->keys = take(arena, (size_t)(room / LANES) * panel_size(ceil_div(head, STEP)));
+    s->values = take(arena, (size_t)ceil_div(head, LANES) * panel_size(room / STEP));
+    s->probs = take(arena, (size_t)(LANES * room));
+    s->scores = take(arena, (size_t)(LANES * room) * sizeof(float));
+    s->c = take(arena, sizeof(int32_t[LANES][LANES]));
+}
+
+static void take_planes(Arena *arena, Planes *p, long rows, long widest, int bits)
+{
+    long count = bits * rows;
+    p->rows = rows;
+    p->words = take(arena, (size_t)(count * ceil_div(widest, STEP) * 2) * sizeof(uint32_t));
+    p->ones = take(arena, (size_t)count * sizeof(int32_t));
+}
+
+static void take_buffers(Arena *arena, Buffers *m, const Sizes *n, long tokens)
+{
+    long rows = ceil_div(tokens, LANES) * LANES;
+    m->rows = rows;
+    m->stride = ceil_div(n->width, STEP) * STEP;
+    m->inner_stride = ceil_div(n->inner, STEP) * STEP;
+    for (int i = 0; i < 3; i++) {
+        m->input[i] = take(arena, (size_t)(rows * m->stride));
+        m->project[i] = take(arena, (size_t)(rows * m->stride + STEP)); /* the last head is read to a whole step */
+    }
+    m->context = take(arena, (size_t)(rows * m->stride));
+    m->inner = take(arena, (size_t)(rows * m->inner_stride));
+    m->y = take(arena, (size_t)((tokens + ROWS) * n->width) * sizeof(float));
+    if (n->kernel == POPCOUNT_KERNEL)
+        take_planes(arena, &m->planes, rows, n->width > n->inner ? n->width : n->inner, (int)n->bits);
+}
+
+static int thread_number(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* Layers. -------------------------------------------------------------------------------------------------------- */
+
+static void set_planes(Planes *p, const Product *product, int bits, int is_signed)
+{
+    p->planes = bits;
+    p->stride = product->in.steps * 2;
+    p->width = product->inputs;
+    p->sign = bits == 1 && is_signed;
+    p->is_signed = is_signed;
+}
+
+/* A product as it is before it says what it reads and writes. */
+static Product make_product(const Linear *linear, const Sizes *n, long tokens, const int8_t *codes, long inputs,
+                            long outputs, int is_unsigned)
+{
+    Product p = {0};
+    long stride = ceil_div(inputs, STEP) * STEP;
+    p.in = (Rows){codes, stride, stride / STEP, is_unsigned};
+    p.linear = linear;
+    p.tokens = tokens;
+    p.inputs = inputs;
+    p.outputs = outputs;
+    p.kernel = (int)n->kernel;
+    p.rounds_once = (int)n->rounds_once;
+    return p;
+}
+
+static int run_planes(Product *p, Planes *planes, const Sizes *n, Scratch *s)
+{
+    Planes mine = *planes; /* each thread its own description of the shared memory */
+    set_planes(&mine, p, (int)n->bits, !p->in.is_unsigned);
+    p->planes = &mine;
+    return run(p, s);
+}
+
+/* LayerNorm of y (if there is one) into x, and the codes of x for up to three layers that follow. */
+static int rows_between(const Norm *norm, const Linear *const *next, int count, const Sizes *n, const Buffers *m,
+                        long tokens, float *x)
+{
+    int none = 0;
+    Set sets[3];
+    for (int i = 0; i < count; i++)
+        sets[i] = make_set(next[i]->alpha, next[i]->beta, (int)n->bits, 1, offset_for((int)n->kernel));
 #pragma omp for schedule(static)
-        for (long i = 0; i < batch * heads; i++) {
-            if (!memory)
-                continue;
-            long b = i / heads, h = i % heads, at = b * length * n.stride + h * head_words;
-            int any = memchr(keep + b * length, 1, (size_t)length) != NULL;
-            load_head(k + at, v + at, keep + b * length, any, &n, &s);
-            attend(q + at, any, thresholds + h * channels, out + at, &n, &s);
+    for (long row = 0; row < tokens; row += ROWS) {
+        long rows = tokens - row < ROWS ? tokens - row : ROWS;
+        if (norm && rows == ROWS)
+            layer_norm(m->y + row * n->width, x + row * n->width, n->width, norm->weight, norm->bias, n->eps);
+        else if (norm) { /* y has room for whole ROWS, x has not */
+            layer_norm(m->y + row * n->width, m->y + row * n->width, n->width, norm->weight, norm->bias, n->eps);
+            memcpy(x + row * n->width, m->y + row * n->width, (size_t)(rows * n->width) * sizeof *x);
         }
-        free(memory);
+        for (long r = row; r < row + rows; r++)
+            for (int i = 0; i < count; i++)
+                none |= row_codes(x + r * n->width, &sets[i], n->width, m->input[i] + r * m->stride, m->stride);
     }
-    return failed ? -1 : 0;
+    return none;
 }
 
-/* Repack rows of bytes [outputs][bytes], little-endian bits, to blocks [outputs/32][words][32]. */
-void bitlab_repack(const uint8_t *rows, long outputs, long bytes, long words, uint32_t *blocks)
+/* All layers over the tokens of `examples` examples, by all threads of a parallel region. */
+static int encode(const Layer *layers, long count, const Sizes *n, Buffers *m, long examples, float *x,
+                  const float *mask, Scratch *s)
 {
-    memset(blocks, 0, (size_t)(ceil_div(outputs, LANES) * words * LANES) * sizeof *blocks);
-    for (long n = 0; n < outputs; n++)
-        for (long i = 0; i < bytes; i++)
-            blocks[(n / LANES * words + i / 4) * LANES + n % LANES] |= (uint32_t)rows[n * bytes + i] << (i % 4 * 8);
+    long tokens = examples * n->length, bits = n->bits;
+    int none = 0, attention = n->kernel == TILES_KERNEL ? TILES_KERNEL : BYTES_KERNEL;
+    for (long i = 0; i < count; i++) {
+        const Layer *layer = layers + i;
+        const Linear *three[3] = {&layer->project[0], &layer->project[1], &layer->project[2]};
+        none |= rows_between(i ? &layer[-1].second_norm : NULL, three, 3, n, m, tokens, x);
+        for (int j = 0; j < 3; j++) {
+            Product p = make_product(three[j], n, tokens, m->input[j], n->width, n->width, 0);
+            p.set = make_set(layer->after[j].alpha, layer->after[j].beta, (int)bits, 1, j ? 0 : offset_for(attention));
+            p.codes = m->project[j];
+            p.stride = m->stride;
+            none |= run_planes(&p, &m->planes, n, s);
+        }
+#pragma omp for schedule(static) collapse(2)
+        for (long example = 0; example < examples; example++)
+            for (long head = 0; head < n->heads; head++)
+                none |= attend(layer, n, m, example, head, mask, s);
+        Product out = make_product(&layer->out, n, tokens, m->context, n->width, n->width, 0);
+        out.residual = x;
+        out.y = m->y;
+        none |= run_planes(&out, &m->planes, n, s);
+        const Linear *next[1] = {&layer->first};
+        none |= rows_between(&layer->out_norm, next, 1, n, m, tokens, x);
+        Product first = make_product(&layer->first, n, tokens, m->input[0], n->width, n->inner, 0);
+        first.relu = 1;
+        first.set = make_set(layer->second.alpha, layer->second.beta, (int)bits, 0, 0);
+        first.codes = m->inner;
+        first.stride = m->inner_stride;
+        none |= run_planes(&first, &m->planes, n, s);
+        Product second = make_product(&layer->second, n, tokens, m->inner, n->inner, n->width, 1);
+        second.residual = x;
+        second.y = m->y;
+        none |= run_planes(&second, &m->planes, n, s);
+    }
+    if (count)
+        rows_between(&layers[count - 1].second_norm, NULL, 0, n, m, tokens, x);
+    return none;
 }
+
+/* Entry points. -------------------------------------------------------------------------------------------------- */
+
+static int has_kernel(long kernel)
+{
+#ifdef TILES
+    if (kernel == TILES_KERNEL)
+        return have_tiles();
+#endif
+    return kernel == BYTES_KERNEL || kernel == POPCOUNT_KERNEL;
+}
+
+static int within(long value, long least, long most) { return value >= least && value <= most; }
+
+/* Sizes that make sense, whose sums of codes are exact in float, and whose products are no overflow. */
+static int sane(const Sizes *n)
+{
+    const long most = 1 << 23;
+    return within(n->batch, 0, most) && within(n->length, 0, most) && within(n->width, 1, most) &&
+           within(n->inner, 1, most) && within(n->heads, 1, n->width) && n->width % n->heads == 0 &&
+           n->batch * n->length <= (long)1 << 36 && within(n->threads, 1, 4096) &&
+           (n->bits == 1 || n->bits == 2 || n->bits == 4 || n->bits == 8) &&
+           (n->lanes == 4 || n->lanes == 8 || n->lanes == 16) && has_kernel(n->kernel);
+}
+
+/* A thread's registers belong to the program around: what the tiles were set to is put back at the end. */
+#ifdef TILES
+typedef TileConfig State;
+#else
+typedef int State;
+#endif
+
+static void begin(const Sizes *n, State *before)
+{
+#ifdef TILES
+    if (n->kernel == TILES_KERNEL)
+        tiles_begin(before);
+#endif
+    (void)n, (void)before;
+}
+
+static void end(const Sizes *n, const State *before)
+{
+#ifdef TILES
+    if (n->kernel == TILES_KERNEL)
+        tiles_end(before);
+#endif
+    (void)n, (void)before;
+}
+
+#define GROUP 512 /* tokens that go through all layers together: their codes stay in the second cache */
+
+/* Everything that a call needs: what its threads share, and their own. */
+typedef struct {
+    Buffers shared;
+    int8_t *codes; /* of a linear layer alone */
+    char *own;
+    size_t each, size;
+    long group;
+} Plan;
+
+static void own_scratch(const Plan *plan, const Sizes *n, int encoder, Arena *arena, Scratch *s)
+{
+    long widest = encoder && n->inner > n->width ? n->inner : n->width;
+    *arena = (Arena){plan->own ? plan->own + (size_t)thread_number() * plan->each : NULL, 0};
+    take_scratch(arena, s, encoder ? n->length : 1, encoder ? n->width / n->heads : 1, widest);
+}
+
+/* Lays the memory out; size alone if memory is NULL. */
+static Plan make_plan(const Sizes *n, int encoder, void *memory)
+{
+    Plan plan = {0};
+    Arena arena = {memory, 0}, own;
+    Scratch s;
+    if (encoder) {
+        plan.group = n->length && GROUP / n->length > 1 ? GROUP / n->length : 1;
+        plan.group = plan.group < n->batch ? plan.group : n->batch;
+        take_buffers(&arena, &plan.shared, n, plan.group * n->length);
+    } else {
+        plan.group = n->length < GROUP ? n->length : GROUP;
+        long rows = ceil_div(plan.group, LANES) * LANES;
+        plan.codes = take(&arena, (size_t)(rows * ceil_div(n->width, STEP) * STEP));
+        take_planes(&arena, &plan.shared.planes, rows, n->width, (int)n->bits);
+    }
+    own_scratch(&plan, n, encoder, &own, &s);
+    plan.each = own.used;
+    plan.size = arena.used + (size_t)n->threads * plan.each;
+    plan.own = memory ? (char *)memory + arena.used : NULL;
+    return plan;
+}
+
+/* Bytes that bitlab_encoder (or bitlab_linear) needs for these sizes; BAD_SIZES if they make no sense. */
+int64_t bitlab_room(const Sizes *n, int encoder) { return sane(n) ? (int64_t)make_plan(n, encoder, NULL).size : BAD_SIZES; }
+
+/* An encoder's layers over x [batch][length][width], in place. mask: additive, see Sizes, or NULL. memory: `room`
+ * bytes, 64-byte aligned. Returns DONE, or NO_NUMBER if codes would have to say so (x is spoilt then), or BAD_SIZES. */
+int bitlab_encoder(const Layer *layers, long count, const Sizes *n, float *x, const float *mask, void *memory,
+                   int64_t room)
+{
+    int64_t needed = bitlab_room(n, 1);
+    if (count < 0 || needed < 0 || room < needed)
+        return BAD_SIZES;
+    if (!n->batch || !n->length)
+        return DONE;
+    Plan plan = make_plan(n, 1, memory);
+    Buffers *m = &plan.shared;
+    memset(m->inner, 0, (size_t)(m->rows * m->inner_stride)); /* the padding of a row is the code 0 */
+    memset(m->context, offset_for((int)n->kernel), (size_t)(m->rows * m->stride));
+    int none = 0;
+#pragma omp parallel num_threads((int)n->threads) if (n->threads > 1) reduction(| : none)
+    {
+        Arena arena;
+        Scratch mine;
+        State before;
+        own_scratch(&plan, n, 1, &arena, &mine);
+        begin(n, &before);
+        for (long first = 0; first < n->batch; first += plan.group) {
+            long examples = n->batch - first < plan.group ? n->batch - first : plan.group;
+            float *from = x + first * n->length * n->width;
+            none |= encode(layers, count, n, m, examples, from, mask ? mask + first * n->mask_example : NULL, &mine);
+        }
+        end(n, &before);
+    }
+    return none ? NO_NUMBER : DONE;
+}
+
+/* One linear layer: x [tokens][inputs] -> y [tokens][outputs]; `n` holds tokens as length, inputs as width, outputs as
+ * inner. Memory and result as bitlab_encoder. */
+int bitlab_linear(const Linear *linear, const Sizes *n, int is_signed, const float *x, float *y, void *memory,
+                  int64_t room)
+{
+    int64_t needed = bitlab_room(n, 0);
+    if (needed < 0 || room < needed)
+        return BAD_SIZES;
+    Plan plan = make_plan(n, 0, memory);
+    const Set set = make_set(linear->alpha, linear->beta, (int)n->bits, is_signed, offset_for((int)n->kernel));
+    long stride = ceil_div(n->width, STEP) * STEP;
+    int none = 0;
+#pragma omp parallel num_threads((int)n->threads) if (n->threads > 1) reduction(| : none)
+    {
+        Arena arena;
+        Scratch mine;
+        State before;
+        own_scratch(&plan, n, 0, &arena, &mine);
+        begin(n, &before);
+        for (long first = 0; first < n->length; first += plan.group) {
+            long tokens = n->length - first < plan.group ? n->length - first : plan.group;
+#pragma omp for schedule(static)
+            for (long r = 0; r < tokens; r++)
+                none |= row_codes(x + (first + r) * n->width, &set, n->width, plan.codes + r * stride, stride);
+            Product p = make_product(linear, n, tokens, plan.codes, n->width, n->inner, !is_signed);
+            p.y = y + first * n->inner;
+            none |= run_planes(&p, &plan.shared.planes, n, &mine);
+        }
+        end(n, &before);
+    }
+    return none ? NO_NUMBER : DONE;
+}
+
+/* Rows `ids` of a table of bits [count][ceil(width / 8)], as -1 and +1 times a scale for each row. Returns DONE, or
+ * BAD_SIZES if an id is none of the table's. */
+int bitlab_rows(const int64_t *ids, long tokens, const uint8_t *table, const float *scales, long count, long width,
+                float *out)
+{
+    long bytes = ceil_div(width, 8);
+    for (long t = 0; t < tokens; t++) {
+        if (ids[t] < 0 || ids[t] >= count)
+            return BAD_SIZES;
+        const uint8_t *row = table + ids[t] * bytes;
+        float scale = scales[ids[t]], *y = out + t * width;
+        for (long i = 0; i < width; i++)
+            y[i] = row[i / 8] >> i % 8 & 1 ? scale : -scale;
+    }
+    return DONE;
+}
+
+/* Whether a kernel (0 tiles, 1 bytes, 2 popcount) was built and may run here. */
+int bitlab_has_kernel(int kernel) { return has_kernel(kernel); }
 
 /* What this processor can do, in registers alone: `rounds` times 16 vectors of 16 lanes. For the roofline. Returns a
  * value that depends on every operation, so that none is left out. Bits: 0 where there is no vector popcount. */

@@ -19,30 +19,39 @@ from pathlib import Path
 from bitlab.errors import BitlabError
 
 SOURCE = Path(__file__).with_name("kernel.c")
-BASE_FLAGS = ("-std=c99", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
+HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("floats", "bytes", "tiles", "bits"))
+# No contraction: a multiply-add is one rounding only where the source says so. Nobody reads errno or traps.
+BASE_FLAGS = ("-std=gnu99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # Tried in order: Apple's clang may lack OpenMP (then one thread computes), an odd compiler may not know "native".
-CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
-LONG, INT, FLOAT, DOUBLE, POINTER = (
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_float,
-    ctypes.c_double,
-    ctypes.c_void_p,
+CHOICES = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native", "-fopenmp"),
+    ("-march=native",),
+    ("-mcpu=native",),
+    (),
 )
+LONG, INT, FLOAT, POINTER = ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+
+
+class Sizes(ctypes.Structure):
+    """`Sizes` of kernel.c."""
+
+    _fields_ = [
+        *((name, LONG) for name in ("batch", "length", "width", "heads", "inner", "bits", "kernel", "threads")),
+        *((name, LONG) for name in ("lanes", "rounds_once", "mask_example", "mask_head", "mask_query")),
+        *((name, FLOAT) for name in ("scaling", "eps")),
+    ]
+
+
 SIGNATURES = {
-    "bitlab_linear": [POINTER, POINTER, LONG, LONG, LONG, LONG, INT, POINTER, POINTER, FLOAT]
-    + [POINTER, POINTER, POINTER, INT, INT],
-    "bitlab_signs": [POINTER, POINTER, LONG, LONG, LONG, LONG, POINTER, INT],
-    "bitlab_attention": [POINTER] * 4 + [LONG] * 5 + [POINTER, DOUBLE, POINTER, POINTER, INT],
-    "bitlab_repack": [POINTER, LONG, LONG, LONG, POINTER],
-    "bitlab_limit_bits": [LONG, ctypes.c_uint32],
-    "bitlab_limit_float": [LONG, FLOAT, FLOAT],
-}
-RESULTS = {
-    "bitlab_linear": INT,
-    "bitlab_attention": INT,
-    "bitlab_limit_bits": ctypes.c_uint32,
-    "bitlab_limit_float": FLOAT,
+    "bitlab_room": ([ctypes.POINTER(Sizes), INT], ctypes.c_int64),
+    "bitlab_encoder": ([POINTER, LONG, ctypes.POINTER(Sizes), POINTER, POINTER, POINTER, ctypes.c_int64], INT),
+    "bitlab_linear": ([POINTER, ctypes.POINTER(Sizes), INT, POINTER, POINTER, POINTER, ctypes.c_int64], INT),
+    "bitlab_rows": ([POINTER, LONG, POINTER, POINTER, LONG, LONG, POINTER], INT),
+    "bitlab_has_kernel": ([INT], INT),
+    "bitlab_limit_bits": ([LONG, ctypes.c_uint32], ctypes.c_uint32),
+    "bitlab_limit_float": ([LONG, FLOAT, FLOAT], FLOAT),
 }
 _lock = threading.Lock()
 
@@ -91,7 +100,8 @@ def _key(path: str) -> str:
         version = subprocess.run([path, "--version"], capture_output=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BitlabError(f"the C compiler {Path(path).name} does not run ({type(error).__name__})") from error
-    parts = (SOURCE.read_bytes(), repr((BASE_FLAGS, CHOICES)).encode(), path.encode(), version, _processor())
+    sources = (file.read_bytes() for file in (SOURCE, *HEADERS))
+    parts = (*sources, repr((BASE_FLAGS, CHOICES)).encode(), path.encode(), version, _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
@@ -125,11 +135,10 @@ def _build(path: str, target: Path) -> None:
 
 def _open(target: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(target))
-    for name, arguments in SIGNATURES.items():
+    for name, (arguments, result) in SIGNATURES.items():
         try:
             function = getattr(library, name)
         except AttributeError as error:
             raise OSError(f"{target.name} is damaged") from error
-        function.argtypes = arguments
-        function.restype = RESULTS.get(name)
+        function.argtypes, function.restype = arguments, result
     return library

@@ -1,48 +1,19 @@
 """Layers with packed weights: what `BinaryLinear` and `BinaryEmbedding` become, with the same results."""
 
+import ctypes
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bitlab.binarizers import codes_forward, sign, weight_codes, weight_scale
+from bitlab.binarizers import codes_forward, int8_product_takes, sign, weight_codes, weight_scale
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding, BinaryLinear
 from bitlab.packed import backends
 from bitlab.packed.bits import pack_bits, unpack_signs
 
 
-class Prepared:
-    """What a backend made of a module's weights on a device: computed once for each, and left out of copies."""
-
-    def __init__(self):
-        self._made = {}
-
-    def get(self, backend, device: torch.device, make):
-        key = backend.name, device
-        found = self._made.get(key)
-        if found is None:  # two threads may both make it: the same thing twice
-            found = self._made[key] = make()
-        return found
-
-    def clear(self) -> None:
-        """Forget what was made: the weights are others now."""
-        self._made = {}
-
-    def __deepcopy__(self, memo):
-        return Prepared()
-
-    def __reduce__(self):
-        return Prepared, ()
-
-
-class Prepares:
-    """In front of a module's class: what was prepared of its weights goes when a state dict is loaded."""
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self.prepared.clear()
-
-
-class PackedLinear(Prepares, nn.Module):
+class PackedLinear(nn.Module):
     """A linear layer whose weights are bits: `y = (a m) (codes(x) codes(W)^T) + bias`, as `BinaryLinear` computes it.
 
     Attributes: `weight` uint8 (out_features, ceil(in_features / 8)), bit i of byte j is input 8 j + i, 1 means +1;
@@ -54,51 +25,95 @@ class PackedLinear(Prepares, nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.input_binarizer = linear.input_binarizer
-        self.bias = linear.bias
+        self.register_parameter("bias", linear.bias)
         like = linear.weight.device
         size = (self.out_features, -(-self.in_features // 8))
         self.register_buffer("weight", torch.empty(size, dtype=torch.uint8, device=like))
         self.register_buffer("weight_scale", torch.empty((), device=like))
-        self.prepared = Prepared()
+        self.opened = Opened()
         if not linear.weight.is_meta:
             with torch.no_grad():
                 signs, scale = weight_codes(linear.weight)
             self.weight, self.weight_scale = pack_bits(signs > 0), scale.clone()
 
     def scale(self) -> Tensor:
-        """a m, 0-d."""
+        """a m, one number."""
         return self.input_binarizer.scale() * self.weight_scale
 
-    def spec(self, **options) -> backends.Linear:
-        """This layer for a backend; options as in `backends.Linear`."""
-        signed = self.input_binarizer.signed
-        return backends.Linear(self.weight, self.in_features, signed, self.scale().item(), self.bias, **options)
+    def sources(self) -> list[tuple[dict, str, torch.dtype, int]]:
+        """What the kernel's `Linear` points to, see `encoder.Sources`."""
+        binarizer, floats = self.input_binarizer, torch.float32
+        return [
+            (self._buffers, "weight", torch.uint8, self.out_features * -(-self.in_features // 8)),
+            (self._buffers, "weight_scale", floats, 1),
+            (self._parameters, "bias", floats, self.out_features),
+            (binarizer._parameters, "alpha", floats, 1),
+            (binarizer._parameters, "beta", floats, self.in_features),
+        ]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         check_input(x)
-        backend = backends.backend(x.device)
-        prepared = self.prepared.get(backend, x.device, lambda: backend.prepare(self.spec()))
-        dot = backend.dot(prepared, self.codes(backend, x.reshape(-1, self.in_features)))
-        return backends.affine(self.bias, dot, self.scale()).view(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)
+        y = self._by_kernel(rows)
+        return (self._by_torch(rows) if y is None else y).view(*x.shape[:-1], self.out_features)
 
-    def codes(self, backend, x: Tensor):
-        """(tokens, in_features) floats as a backend's codes."""
+    @torch.compiler.disable
+    def _by_kernel(self, x: Tensor) -> Tensor | None:
+        kernel = backends.compiled_for(x)
+        pointers = point(self.sources()) if kernel else None
+        if pointers is None:
+            return None
+        x, y = x.contiguous(), torch.empty(x.shape[0], self.out_features)
+        sizes = kernel.sizes(
+            self.input_binarizer.bits, len(x), length=len(x), width=self.in_features, inner=self.out_features
+        )
+        signed = self.input_binarizer.signed
+        return y if kernel.linear(pointers, sizes, signed, x, y) else None
+
+    def _by_torch(self, x: Tensor) -> Tensor:
         binarizer = self.input_binarizer
-        bits, signed, beta = binarizer.bits, binarizer.signed, binarizer.beta
-        if bits == 1 and signed:
-            return backend.signs(x, beta[None])[0]
-        return backend.integers(codes_forward(x, binarizer.alpha, beta, bits, signed), bits, signed)
+        codes = codes_forward(x, binarizer.alpha, binarizer.beta, binarizer.bits, binarizer.signed)
+        weight = self.opened.get(self.weight, self.in_features, backends.product_type(x))
+        fits = binarizer.bits < 8 or binarizer.signed
+        if weight.dtype is torch.int8 and fits and int8_product_takes(codes, weight) and not codes.isnan().any():
+            dot = torch._int_mm(codes.to(torch.int8), weight).float()
+        else:
+            dot = codes @ weight.float()
+        return backends.affine(self.bias, dot, self.scale())
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class Opened:
+    """A layer's bits as a matrix for torch, and the bits that it was made of: those are compared at every use, so
+    that no change of them goes unnoticed. Copies and pickles of a layer start without."""
+
+    def __init__(self):
+        self._made: tuple[Tensor, Tensor] | None = None
+
+    def get(self, bits: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+        """(outputs, ceil(width / 8)) uint8 -> (width, outputs) of -1 and +1."""
+        if dtype is not torch.int8:
+            return unpack_signs(bits, width, dtype).t()
+        made = self._made
+        if made is None or not torch.equal(made[0], bits):
+            self._made = made = bits.clone(), unpack_signs(bits, width, dtype).t()
+        return made[1]
+
+    def __deepcopy__(self, memo):
+        return Opened()
+
+    def __reduce__(self):
+        return Opened, ()
 
 
 class PackedEmbedding(nn.Module):
     """A word embedding whose rows are bits times one scale a row, as `BinaryEmbedding` computes it.
 
     Attributes: `weight` uint8 (num_embeddings, ceil(embedding_dim / 8)), `weight_scale` (num_embeddings,).
-    Shape: (...) of integers -> (..., embedding_dim).
+    Shape: (...) of integers -> (..., embedding_dim). Ids that the table has not raise IndexError, as in torch.
     """
 
     def __init__(self, embedding: BinaryEmbedding):
@@ -115,15 +130,48 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         check_input(self.weight_scale)
-        flat = ids.reshape(-1)
-        signs = unpack_signs(self.weight[flat], self.embedding_dim)
-        return (self.weight_scale[flat, None] * signs).view(*ids.shape, self.embedding_dim)
+        rows = self._by_kernel(ids)
+        if rows is None:
+            signs = unpack_signs(F.embedding(ids, self.weight).flatten(0, -2), self.embedding_dim)
+            rows = F.embedding(ids.reshape(-1), self.weight_scale[:, None]) * signs
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    @torch.compiler.disable
+    def _by_kernel(self, ids: Tensor) -> Tensor | None:
+        kernel = backends.compiled_for(ids) if ids.dtype is torch.int64 else None
+        sources = [
+            (self._buffers, "weight", torch.uint8, self.num_embeddings * -(-self.embedding_dim // 8)),
+            (self._buffers, "weight_scale", torch.float32, self.num_embeddings),
+        ]
+        pointers = point(sources) if kernel else None
+        if pointers is None:
+            return None
+        ids, rows = ids.contiguous(), torch.empty(ids.numel(), self.embedding_dim)
+        sizes = (self.num_embeddings, self.embedding_dim, rows.data_ptr())
+        code = kernel.library.bitlab_rows(ids.data_ptr(), ids.numel(), *pointers, *sizes)
+        return rows if code == 0 else None  # torch says what is wrong with the ids
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
+def point(sources: list[tuple[dict, str, torch.dtype, int]]) -> ctypes.Array | None:
+    """Addresses of tensors of the kernel's, 0 for None; None if one of them is not as the kernel needs it."""
+    tensors = [(found[name], dtype, count) for found, name, dtype, count in sources]
+    if not all(tensor is None or fits(tensor, dtype, count) for tensor, dtype, count in tensors):
+        return None
+    return (ctypes.c_void_p * len(tensors))(*(0 if t is None else t.data_ptr() for t, _, _ in tensors))
+
+
+def fits(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:
+    """Whether the kernel can read this tensor as it lies."""
+    plain = tensor.dtype is dtype and tensor.numel() == count and tensor.device.type == "cpu"
+    return plain and tensor.is_contiguous()
+
+
 def check_input(x: Tensor) -> None:
-    """A packed layer computes in float32, as the thresholds and scales of its file are."""
+    """A packed layer computes in float32, as the scales of its file are; and only where it is run, not exported."""
+    if torch.compiler.is_exporting():
+        raise BitlabError("a packed model can't be exported: export the latent model that it was made of")
     if x.dtype != torch.float32:
         raise BitlabError(f"a packed model computes in float32, not in {x.dtype}: load it again")

@@ -17,16 +17,16 @@ from bitlab.convert import replace_modules
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
 from bitlab.packed import format
-from bitlab.packed.encoder import Fused, fuse
+from bitlab.packed.encoder import FusedLayer, fuse
 from bitlab.packed.layers import PackedEmbedding, PackedLinear
 
 
 def pack(model: PreTrainedModel) -> PreTrainedModel:
     """A packed copy of a trained binary model: same class, same outputs, its 1-bit weights kept as bits.
 
-    The model itself stays as it is. Layers of W1A1 run fused, from bits to bits; other precisions (W1A2, W1A4) have
-    packed weights and their own forward. Raises BitlabError for a model that is not binary, that was never trained,
-    that is packed already, or whose output layer is its word embedding (a language model).
+    The model itself stays as it is. Its encoder layers run fused, from codes to codes. Raises BitlabError for a model
+    that is not binary, that was never trained, that is packed already, or whose output layer is its word embedding
+    (a language model).
     """
     _check(model)
     own = [module.weight for module in model.modules() if isinstance(module, BinaryLinear | BinaryEmbedding)]
@@ -79,8 +79,8 @@ def load_packed(folder: str | os.PathLike) -> PreTrainedModel:
 
 
 def is_fused(model: PreTrainedModel) -> bool:
-    """Whether all encoder layers of a packed model run fused, from bits to bits."""
-    layers = [module for module in model.modules() if isinstance(module, Fused)]
+    """Whether all encoder layers of a packed model run fused, from codes to codes."""
+    layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
     return bool(layers) and len(layers) == sum(hasattr(m, "probs_binarizer") for m in model.modules())
 
 
@@ -118,8 +118,7 @@ def _replace(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, ElasticBinarizer):  # all are initialized: that is not worth an entry in the file
             module.register_buffer("initialized", torch.ones((), dtype=torch.bool), persistent=False)
-    for module in list(model.modules()):
-        fuse(module)
+    fuse(model)
     model.set_attn_implementation(attention.NAME)
 
 

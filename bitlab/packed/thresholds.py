@@ -1,11 +1,11 @@
-"""Thresholds on integers, in place of floats between two binarizers.
+"""A binarizer after a linear layer, as thresholds on integers.
 
 A bit that a binarizer sets after `bias + scale * dot` is, for each channel, a monotone function of the integer `dot`:
 so there is one smallest dot at which it is 1. It is found by evaluating the float model's own expression, rounding
-and ties included, at the integers that a bisection visits. Both models then set the same bit, always.
+and ties included, at the integers that a bisection visits. The kernel evaluates that expression itself, and a
+threshold is how one sees that nothing is lost by it (notebook 08, and the tests).
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,9 +13,7 @@ from torch import Tensor
 
 from bitlab.binarizers import codes_forward
 from bitlab.layers import ElasticBinarizer
-from bitlab.packed.backends import UNIT, affine
-
-LONGEST = 2**20  # keys that a context can sum over
+from bitlab.packed.backends import affine
 
 
 def smallest(passes: Callable[[Tensor], Tensor], bound: int, channels: int, device="cpu") -> Tensor:
@@ -42,23 +40,6 @@ def after_linear(scale: Tensor, bias: Tensor | None, binarizer: ElasticBinarizer
         return _bit(torch.relu(y) if relu else y, binarizer)
 
     return smallest(passes, width, binarizer.channels, binarizer.alpha.device)
-
-
-def after_context(scale: Tensor, binarizer: ElasticBinarizer) -> Tensor:
-    """Thresholds on the integers of an attention's context, which `scale` multiplies before the next binarizer."""
-    return smallest(lambda dot: _bit(dot * scale, binarizer), LONGEST, binarizer.channels, binarizer.alpha.device)
-
-
-def exponentials(scale: float, head_width: int, device="cpu") -> Tensor:
-    """exp(-2 i scale) for i = 0 to head_width, in units of 2^-40, then zeros: int64 (3 head_width + 4,), on `device`.
-
-    A score of +-1 vectors is head_width - 2 (bits that differ), so a softmax over such scores needs no other values.
-    The zeros are for masked keys, which differ in head_width + 1 bits and more.
-    """
-    table = torch.zeros(3 * head_width + 4, dtype=torch.int64)
-    for i in range(head_width + 1):
-        table[i] = round(math.exp(-2 * i * scale) * UNIT)
-    return table.to(device)
 
 
 def _bit(x: Tensor, binarizer: ElasticBinarizer) -> Tensor:

@@ -1,0 +1,246 @@
+/* Products of bytes: small codes times small codes, summed in int32.
+ *
+ * The second factor comes as a panel: 32 columns, opened just before use so that it stays in the first caches. One-bit
+ * weights are opened to bytes of -1 and +1, attention's keys and values are bytes already. With AVX-512 VNNI a panel is
+ * [steps][2][16][16][4]: for 64 of K and 16 columns, 16 vectors of 4 consecutive k for each column. That is what a
+ * tile multiply (AMX) and a dot product of bytes (VNNI) take. Otherwise it is [32][64 steps], for plain loops.
+ */
+#define STEP 64 /* of K at a time */
+
+typedef struct {
+    int8_t *bytes; /* [steps][LANES * STEP] */
+    int32_t *sums; /* [LANES] of each column, for codes that are stored with an offset; after the bytes */
+    long steps;
+} Panel;
+
+/* The first factor: rows of codes, padded with the code 0 to whole steps. */
+typedef struct {
+    const int8_t *codes;
+    long stride, steps;
+    int is_unsigned; /* bytes are 0 to 255 */
+} Rows;
+
+static inline long ceil_div(long n, long d) { return (n + d - 1) / d; }
+
+static inline size_t panel_size(long steps) { return (size_t)steps * LANES * STEP + LANES * sizeof(int32_t); }
+
+/* Panel number i of consecutive ones in `memory`. */
+static inline Panel panel_at(void *memory, long i, long steps)
+{
+    int8_t *bytes = (int8_t *)memory + (size_t)i * panel_size(steps);
+    return (Panel){bytes, (int32_t *)(bytes + steps * LANES * STEP), steps};
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define QUADS 1 /* panels of 4 k for each column */
+#endif
+
+#ifdef QUADS
+
+static inline int8_t *panel_row(const Panel *p, long k, int half)
+{
+    return p->bytes + ((k / STEP * 2 + half) * 16 + k % STEP / 4) * 64;
+}
+
+/* 16 rows of 16 dwords -> 16 columns. */
+static inline void transpose(__m512i r[16])
+{
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) { /* lane l of r[i + j] is column 4 l + j of rows i to i + 3 */
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int j = 0; j < 4; j++) {
+        __m512i low = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x44), high = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xee);
+        __m512i low2 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x44);
+        __m512i high2 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xee);
+        t[j] = _mm512_shuffle_i32x4(low, low2, 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+        t[8 + j] = _mm512_shuffle_i32x4(high, high2, 0x88);
+        t[12 + j] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+    }
+    for (int i = 0; i < 16; i++)
+        r[i] = t[i];
+}
+
+/* `count` rows (up to 16) of up to 64 bytes, transposed; what is not there is 0. */
+static inline void load_columns(const void *rows, long stride, long count, long bytes, __m512i columns[16])
+{
+    __mmask64 there = bytes >= 64 ? ~0ull : (1ull << bytes) - 1;
+    for (long i = 0; i < 16; i++)
+        columns[i] = _mm512_maskz_loadu_epi8(i < count ? there : 0, (const char *)rows + i * (i < count ? stride : 0));
+    transpose(columns);
+}
+
+/* Bits [count][bytes] of weights -> -1 and +1. Past the end of a row they are -1, where codes are 0. */
+static void open_weights(const uint8_t *weight, long bytes, long count, Panel *p)
+{
+    const __m512i up = _mm512_set1_epi8(1), down = _mm512_set1_epi8(-1);
+    const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    const __m512i places[2] = {_mm512_set1_epi32(0x08040201), _mm512_set1_epi32((int)0x80402010)};
+    for (long k = 0; k < p->steps * STEP; k += 512)
+        for (int half = 0; half < 2; half++) {
+            __m512i words[16];
+            load_columns(weight + half * 16 * bytes + k / 8, bytes, count - half * 16, bytes - k / 8, words);
+            for (long w = 0; w < 16 && k + w * 32 < p->steps * STEP; w++) {
+                int8_t *out = panel_row(p, k + w * 32, half);
+                for (int i = 0; i < 8; i++) { /* 4 bits of each of 16 columns */
+                    __m512i byte = _mm512_shuffle_epi8(words[w], _mm512_add_epi8(spread, _mm512_set1_epi8((char)(i / 2))));
+                    __mmask64 bits = _mm512_test_epi8_mask(byte, places[i % 2]);
+                    _mm512_store_si512(out + i * 64, _mm512_mask_blend_epi8(bits, down, up));
+                }
+            }
+        }
+}
+
+/* Rows of codes as columns, [count][width]: attention's keys. */
+static void open_keys(const int8_t *codes, long stride, long count, long width, Panel *p)
+{
+    for (long k = 0; k < p->steps * STEP; k += STEP)
+        for (int half = 0; half < 2; half++) {
+            __m512i columns[16];
+            load_columns(codes + half * 16 * stride + k, stride, count - half * 16, width - k, columns);
+            for (int i = 0; i < 16; i++)
+                _mm512_store_si512(panel_row(p, k, half) + i * 64, columns[i]);
+        }
+}
+
+/* Columns of codes as they are, [length][count]: attention's values. */
+static void open_values(const int8_t *codes, long stride, long count, long length, Panel *p)
+{
+    for (long k = 0; k < p->steps * STEP; k += 4)
+        for (int half = 0; half < 2; half++) {
+            __m128i row[4], pair[4];
+            long left = count - half * 16;
+            __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
+            for (int i = 0; i < 4; i++)
+                row[i] = _mm_maskz_loadu_epi8(k + i < length ? there : 0,
+                                              codes + (k + i < length ? (k + i) * stride + half * 16 : 0));
+            for (int i = 0; i < 2; i++) {
+                pair[i] = _mm_unpacklo_epi8(row[2 * i], row[2 * i + 1]);
+                pair[2 + i] = _mm_unpackhi_epi8(row[2 * i], row[2 * i + 1]);
+            }
+            __m128i *out = (__m128i *)panel_row(p, k, half);
+            for (int i = 0; i < 4; i += 2) {
+                _mm_store_si128(out + i, _mm_unpacklo_epi16(pair[i], pair[i + 1]));
+                _mm_store_si128(out + i + 1, _mm_unpackhi_epi16(pair[i], pair[i + 1]));
+            }
+        }
+}
+
+#else
+
+static void open_weights(const uint8_t *weight, long bytes, long count, Panel *p)
+{
+    for (long n = 0; n < LANES; n++)
+        for (long i = 0; i < p->steps * STEP / 8; i++) {
+            unsigned byte = n < count && i < bytes ? weight[n * bytes + i] : 0;
+            for (int bit = 0; bit < 8; bit++)
+                p->bytes[n * p->steps * STEP + i * 8 + bit] = (int8_t)((byte >> bit & 1) * 2 - 1);
+        }
+}
+
+static void open_keys(const int8_t *codes, long stride, long count, long width, Panel *p)
+{
+    memset(p->bytes, 0, (size_t)(p->steps * STEP * LANES));
+    for (long n = 0; n < count && n < LANES; n++)
+        memcpy(p->bytes + n * p->steps * STEP, codes + n * stride, (size_t)width);
+}
+
+static void open_values(const int8_t *codes, long stride, long count, long length, Panel *p)
+{
+    memset(p->bytes, 0, (size_t)(p->steps * STEP * LANES));
+    for (long k = 0; k < length; k++)
+        for (long n = 0; n < count && n < LANES; n++)
+            p->bytes[n * p->steps * STEP + k] = codes[k * stride + n];
+}
+
+#endif
+
+/* Multiplying: c[r][n] = sum over k of row r times column n, for up to 32 rows. ------------------------------------ */
+
+#ifdef QUADS
+
+#define OFFSET 128 /* of signed codes: the instruction takes unsigned times signed bytes */
+#define AT_ONCE 8  /* rows, so that 16 sums stay in registers */
+
+/* The offset's share of every product is OFFSET times the sum of a column. */
+static void sum_columns(Panel *p)
+{
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (long i = 0; i < p->steps * 32; i++)
+        sum[i / 16 % 2] = _mm512_dpbusd_epi32(sum[i / 16 % 2], ones, _mm512_load_si512(p->bytes + i * 64));
+    _mm512_storeu_si512(p->sums, sum[0]);
+    _mm512_storeu_si512(p->sums + 16, sum[1]);
+}
+
+static inline void multiply_rows(const Rows *a, long row, long count, const Panel *p, const int32_t *start,
+                                 int32_t c[][LANES])
+{
+    const int8_t *x = a->codes + row * a->stride;
+    __m512i sum[AT_ONCE][2];
+    for (int r = 0; r < AT_ONCE; r++)
+        for (int h = 0; h < 2; h++)
+            sum[r][h] = _mm512_loadu_si512(start + 16 * h);
+    for (long step = 0; step < a->steps; step++)
+        for (int i = 0; i < 16; i++) {
+            const int8_t *w = p->bytes + (step * 32 + i) * 64;
+            __m512i left = _mm512_load_si512(w), right = _mm512_load_si512(w + 16 * 64);
+            for (int r = 0; r < AT_ONCE; r++) {
+                int32_t four;
+                memcpy(&four, x + (r < count ? r : 0) * a->stride + step * STEP + i * 4, 4);
+                sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], _mm512_set1_epi32(four), left);
+                sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], _mm512_set1_epi32(four), right);
+            }
+        }
+    for (int r = 0; r < count; r++)
+        for (int h = 0; h < 2; h++)
+            _mm512_storeu_si512(c[r] + 16 * h, sum[r][h]);
+}
+
+static void multiply_bytes(const Rows *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+{
+    int32_t start[LANES];
+    for (int n = 0; n < LANES; n++)
+        start[n] = a->is_unsigned ? 0 : -OFFSET * p->sums[n];
+    for (long r = 0; r < count; r += AT_ONCE) {
+        if (count - r >= AT_ONCE) /* a constant: unrolled */
+            multiply_rows(a, row + r, AT_ONCE, p, start, c + r);
+        else
+            multiply_rows(a, row + r, count - r, p, start, c + r);
+    }
+}
+
+#else
+
+#define OFFSET 0
+static void sum_columns(Panel *p) { (void)p; }
+
+/* Plain loops, which compilers turn into whatever the processor has for products of bytes. */
+static void multiply_bytes(const Rows *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+{
+    long width = a->steps * STEP;
+    for (long r = 0; r < count; r++) {
+        const int8_t *x = a->codes + (row + r) * a->stride;
+        for (int n = 0; n < LANES; n++) {
+            const int8_t *w = p->bytes + n * width;
+            int32_t sum = 0;
+            if (a->is_unsigned)
+                for (long k = 0; k < width; k++)
+                    sum += (int16_t)(uint8_t)x[k] * (int16_t)w[k];
+            else
+                for (long k = 0; k < width; k++)
+                    sum += (int16_t)x[k] * (int16_t)w[k];
+            c[r][n] = sum;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,394 @@
+/* What stays float between two products: binarizers, LayerNorm and softmax.
+ *
+ * Each evaluates the float model's own expression in its own order, so that both models set the same bits, ties
+ * included. LayerNorm and softmax also add in the order of torch's vectors, and exp is the polynomial that torch takes:
+ * then there is nothing left to differ. Compiled without contraction: a multiply-add is one rounding only where
+ * fmaf says so.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 32 /* outputs, channels or keys that are handled together */
+#define SMALLEST_ALPHA 1e-5f
+
+/* 32 floats at once: two registers, or a loop. --------------------------------------------------------------------- */
+
+#ifdef __AVX512BW__
+
+typedef struct {
+    __m512 half[2];
+} Floats;
+#define EACH_HALF(expression) \
+    Floats result; \
+    for (int h = 0; h < 2; h++) \
+        result.half[h] = (expression); \
+    return result;
+static inline Floats all(float x) { EACH_HALF(_mm512_set1_ps(x)) }
+static inline Floats load(const float *p) { EACH_HALF(_mm512_loadu_ps(p + 16 * h)) }
+static inline void store(float *p, Floats a) { _mm512_storeu_ps(p, a.half[0]), _mm512_storeu_ps(p + 16, a.half[1]); }
+static inline Floats from_ints(const int32_t *p) { EACH_HALF(_mm512_cvtepi32_ps(_mm512_loadu_si512(p + 16 * h))) }
+static inline Floats add(Floats a, Floats b) { EACH_HALF(_mm512_add_ps(a.half[h], b.half[h])) }
+static inline Floats sub(Floats a, Floats b) { EACH_HALF(_mm512_sub_ps(a.half[h], b.half[h])) }
+static inline Floats mul(Floats a, Floats b) { EACH_HALF(_mm512_mul_ps(a.half[h], b.half[h])) }
+static inline Floats fma32(Floats a, Floats b, Floats c) { EACH_HALF(_mm512_fmadd_ps(a.half[h], b.half[h], c.half[h])) }
+/* The greater; b where one of them is no number. */
+static inline Floats greater(Floats a, Floats b) { EACH_HALF(_mm512_max_ps(a.half[h], b.half[h])) }
+static inline float greatest(Floats a) { return _mm512_reduce_max_ps(_mm512_max_ps(a.half[0], a.half[1])); }
+
+#else
+
+typedef struct {
+    float x[LANES];
+} Floats;
+#define EACH_LANE(expression) \
+    Floats result; \
+    for (int l = 0; l < LANES; l++) \
+        result.x[l] = (expression); \
+    return result;
+static inline Floats all(float x) { EACH_LANE(x) }
+static inline Floats load(const float *p) { EACH_LANE(p[l]) }
+static inline void store(float *p, Floats a) { memcpy(p, a.x, sizeof a.x); }
+static inline Floats from_ints(const int32_t *p) { EACH_LANE((float)p[l]) }
+static inline Floats add(Floats a, Floats b) { EACH_LANE(a.x[l] + b.x[l]) }
+static inline Floats sub(Floats a, Floats b) { EACH_LANE(a.x[l] - b.x[l]) }
+static inline Floats mul(Floats a, Floats b) { EACH_LANE(a.x[l] * b.x[l]) }
+static inline Floats fma32(Floats a, Floats b, Floats c) { EACH_LANE(fmaf(a.x[l], b.x[l], c.x[l])) }
+static inline Floats greater(Floats a, Floats b) { EACH_LANE(a.x[l] > b.x[l] ? a.x[l] : b.x[l]) }
+static inline float greatest(Floats a)
+{
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++)
+            a.x[l] = a.x[l] > a.x[l + half] ? a.x[l] : a.x[l + half];
+    return a.x[0];
+}
+
+#endif
+
+/* `count` floats and zeros (or whatever `rest` is). */
+static inline Floats load_some(const float *p, long count, float rest)
+{
+    if (count >= LANES)
+        return load(p);
+    float some[LANES];
+    for (int l = 0; l < LANES; l++)
+        some[l] = l < count ? p[l] : rest;
+    return load(some);
+}
+
+/* Binarizers. ---------------------------------------------------------------------------------------------------- */
+
+/* codes = sign(x - beta), or clamp(round((x - beta) / alpha), low, high). They are stored with `offset` added, for
+ * products that want them without a sign. */
+typedef struct {
+    const float *beta; /* [channels], or NULL for none */
+    float alpha, inverse, low, high;
+    int sign;
+    int32_t offset;
+} Set;
+
+static Set make_set(const float *alpha, const float *beta, int bits, int is_signed, int32_t offset)
+{
+    Set s = {beta, *alpha < SMALLEST_ALPHA ? SMALLEST_ALPHA : *alpha, 0, 0, 0, bits == 1 && is_signed, 0};
+    s.inverse = 1 / s.alpha;
+    s.low = is_signed ? -(float)(1 << (bits - 1)) : 0;
+    s.high = (float)(is_signed ? (1 << (bits - 1)) - 1 : (1 << bits) - 1);
+    s.offset = is_signed ? offset : 0;
+    return s;
+}
+
+/* Codes by division. Returns whether a number was none (a code can't say so; the sign of no number is -1). */
+static int divided_codes(Floats v, const Set *s, int8_t *codes)
+{
+    float x[LANES];
+    int none = 0;
+    store(x, v);
+    for (int l = 0; l < LANES; l++) {
+        float q = x[l] / s->alpha;
+        none |= q != q;
+        q = q > s->low ? q : s->low;
+        q = q < s->high ? q : s->high;
+        codes[l] = (int8_t)((int32_t)rintf(q) + s->offset);
+    }
+    return none;
+}
+
+/* 32 codes, as divided_codes makes them. Multiplying by 1 / alpha is ten times as fast as dividing by alpha, and
+ * differs in the last bits. That matters next to a half only, where rounding turns: there, all 32 are divided. */
+#define NEXT_TO_A_HALF 0.4998f
+
+#ifdef __AVX512BW__
+
+static inline int codes_of(Floats v, const Set *s, int8_t *codes)
+{
+    if (s->sign) {
+        __mmask32 up = _mm512_cmp_ps_mask(v.half[1], _mm512_setzero_ps(), _CMP_GE_OQ);
+        up = up << 16 | _mm512_cmp_ps_mask(v.half[0], _mm512_setzero_ps(), _CMP_GE_OQ);
+        __m256i plus = _mm256_set1_epi8((char)(s->offset + 1)), minus = _mm256_set1_epi8((char)(s->offset - 1));
+        _mm256_storeu_si256((__m256i *)codes, _mm256_mask_blend_epi8(up, minus, plus));
+        return 0;
+    }
+    __mmask16 look = 0;
+    for (int h = 0; h < 2; h++) {
+        __m512 q = _mm512_mul_ps(v.half[h], _mm512_set1_ps(s->inverse));
+        q = _mm512_min_ps(_mm512_set1_ps(s->high), _mm512_max_ps(_mm512_set1_ps(s->low), q)); /* none stays none */
+        __m512i code = _mm512_cvtps_epi32(q);
+        __m512 away = _mm512_abs_ps(_mm512_sub_ps(q, _mm512_cvtepi32_ps(code)));
+        look |= _mm512_cmp_ps_mask(away, _mm512_set1_ps(NEXT_TO_A_HALF), _CMP_NLE_UQ);
+        code = _mm512_add_epi32(code, _mm512_set1_epi32(s->offset));
+        _mm_storeu_si128((__m128i *)(codes + 16 * h), _mm512_cvtepi32_epi8(code));
+    }
+    return look ? divided_codes(v, s, codes) : 0;
+}
+
+#else
+
+static inline int codes_of(Floats v, const Set *s, int8_t *codes)
+{
+    int look = 0;
+    for (int l = 0; s->sign && l < LANES; l++)
+        codes[l] = (int8_t)(s->offset + (v.x[l] >= 0 ? 1 : -1));
+    for (int l = 0; !s->sign && l < LANES; l++) {
+        float q = v.x[l] * s->inverse;
+        look |= q != q;
+        q = q > s->low ? q : s->low;
+        q = q < s->high ? q : s->high;
+        float r = rintf(q);
+        look |= fabsf(q - r) > NEXT_TO_A_HALF;
+        codes[l] = (int8_t)((int32_t)r + s->offset);
+    }
+    return look ? divided_codes(v, s, codes) : 0;
+}
+
+#endif
+
+/* The first `count` codes, and the code 0 after them. */
+static inline int some_codes(Floats v, const Set *s, int8_t *codes, long count)
+{
+    int none = codes_of(v, s, codes);
+    if (count < LANES)
+        memset(codes + count, s->offset, (size_t)(LANES - count));
+    return none;
+}
+
+/* The codes of one row, padded to `stride` with the code 0. */
+static int row_codes(const float *x, const Set *s, long width, int8_t *codes, long stride)
+{
+    int none = 0;
+    for (long at = 0; at < width; at += LANES) {
+        Floats v = load_some(x + at, width - at, 0), beta = load_some(s->beta + at, width - at, 0);
+        none |= some_codes(sub(v, beta), s, codes + at, width - at);
+    }
+    long end = (width + LANES - 1) / LANES * LANES;
+    memset(codes + end, s->offset, (size_t)(stride - end));
+    return none;
+}
+
+/* LayerNorm. ----------------------------------------------------------------------------------------------------- */
+
+#define WIDE 8   /* lanes of torch's LayerNorm */
+#define CHUNK 16 /* vectors that one of its running means goes over */
+#define ROWS 4   /* rows at a time: each mean waits for the one before, four rows fill the gaps */
+#define DEEP 24  /* a binary tree over chunks is less deep than that */
+
+#if defined(__FMA__) && defined(__AVX2__)
+typedef __m256 Wide;
+static inline Wide wide_load(const float *p) { return _mm256_loadu_ps(p); }
+static inline void wide_store(float *p, Wide a) { _mm256_storeu_ps(p, a); }
+static inline Wide wide_all(float a) { return _mm256_set1_ps(a); }
+static inline Wide wide_sub(Wide a, Wide b) { return _mm256_sub_ps(a, b); }
+static inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm256_fmadd_ps(a, b, c); }
+#else
+typedef struct { float x[WIDE]; } Wide;
+static inline Wide wide_load(const float *p) { Wide r; memcpy(r.x, p, sizeof r.x); return r; }
+static inline void wide_store(float *p, Wide a) { memcpy(p, a.x, sizeof a.x); }
+static inline Wide wide_all(float a) { Wide r; for (int l = 0; l < WIDE; l++) r.x[l] = a; return r; }
+static inline Wide wide_sub(Wide a, Wide b) { for (int l = 0; l < WIDE; l++) a.x[l] -= b.x[l]; return a; }
+static inline Wide wide_fma(Wide a, Wide b, Wide c)
+{
+    for (int l = 0; l < WIDE; l++)
+        c.x[l] = fmaf(a.x[l], b.x[l], c.x[l]);
+    return c;
+}
+#endif
+
+typedef struct {
+    long count;
+    float mean[WIDE], sum[WIDE]; /* of each lane: mean, and sum of squared distances from it */
+} Moments;
+
+static void join(Moments *into, const Moments *from)
+{
+    long count = into->count + from->count;
+    float share = count ? (float)from->count / (float)count : 0, before = (float)into->count;
+    for (int l = 0; l < WIDE; l++) {
+        float away = from->mean[l] - into->mean[l], step = share * away;
+        into->mean[l] += step;
+        into->sum[l] = fmaf(step, away * before, into->sum[l] + from->sum[l]);
+    }
+    into->count = count;
+}
+
+/* Running means of `vectors` vectors from x on, of ROWS rows at once. */
+static void chunk_moments(const float *x, long stride, long vectors, Moments m[ROWS])
+{
+    Wide mean[ROWS], sum[ROWS];
+    for (int r = 0; r < ROWS; r++)
+        mean[r] = sum[r] = wide_all(0);
+    for (long j = 0; j < vectors; j++) {
+        Wide share = wide_all(1.0f / (float)(j + 1));
+        for (int r = 0; r < ROWS; r++) {
+            Wide value = wide_load(x + r * stride + j * WIDE), away = wide_sub(value, mean[r]);
+            mean[r] = wide_fma(away, share, mean[r]);
+            sum[r] = wide_fma(away, wide_sub(value, mean[r]), sum[r]);
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        m[r].count = vectors;
+        wide_store(m[r].mean, mean[r]);
+        wide_store(m[r].sum, sum[r]);
+    }
+}
+
+/* Mean and variance of one row from its lanes and what is left over at its end. */
+static void row_moments(const Moments *lanes, const float *rest, long left, float *mean, float *variance)
+{
+    float m = 0, sum = 0;
+    long count = 0;
+    for (; count < left; count++) {
+        float away = rest[count] - m;
+        m += away / (float)(count + 1);
+        sum += away * (rest[count] - m);
+    }
+    for (int l = 0; l < WIDE && lanes->count; l++) {
+        float away = lanes->mean[l] - m, share = (float)lanes->count / (float)(count + lanes->count);
+        m = fmaf(share, away, m);
+        sum += fmaf(away * away * share, (float)count, lanes->sum[l]);
+        count += lanes->count;
+    }
+    *mean = m;
+    *variance = sum / (float)count;
+}
+
+/* y = (x - mean) / sqrt(variance + eps) * weight + bias for ROWS rows. x and y may be the same. */
+static void layer_norm(const float *x, float *y, long width, const float *weight, const float *bias, float eps)
+{
+    Moments tree[DEEP][ROWS];
+    long vectors = width / WIDE, chunks = (vectors + CHUNK - 1) / CHUNK;
+    int depth = 1;
+    while ((1L << depth) < chunks)
+        depth++;
+    memset(tree, 0, (size_t)depth * sizeof tree[0]);
+    for (long i = 0; i < chunks; i++) {
+        Moments chunk[ROWS];
+        long left = vectors - i * CHUNK;
+        chunk_moments(x + i * CHUNK * WIDE, width, left < CHUNK ? left : CHUNK, chunk);
+        for (int r = 0; r < ROWS; r++)
+            join(&tree[0][r], &chunk[r]);
+        for (int level = 1; level < depth && !((i + 1) >> (level - 1) & 1); level++)
+            for (int r = 0; r < ROWS; r++) {
+                join(&tree[level][r], &tree[level - 1][r]);
+                memset(&tree[level - 1][r], 0, sizeof tree[0][0]);
+            }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        float mean, variance;
+        for (int level = 1; level < depth; level++)
+            join(&tree[0][r], &tree[level][r]);
+        row_moments(&tree[0][r], x + r * width + vectors * WIDE, width - vectors * WIDE, &mean, &variance);
+        float factor = 1 / sqrtf(variance + eps);
+        for (long i = 0; i < width; i++)
+            y[r * width + i] = fmaf((x[r * width + i] - mean) * factor, weight[i], bias[i]);
+    }
+}
+
+/* Softmax. ------------------------------------------------------------------------------------------------------- */
+
+/* e^x for x <= 0: 2^n e^s with n whole and |s| <= ln(2) / 2. */
+#define LOG2_E 1.44269504f
+#define LN2_HIGH 0.693145752f
+#define LN2_LOW 1.42860677e-06f
+static const float power[] = {0.5f, 0.166666672f, 0.0416664854f, 0.00833336078f, 0.00139304355f, 0.000198527618f};
+#define NOTHING -104 /* e to this rounds to 0 */
+
+#ifdef __AVX512F__
+
+/* Scores become their exponentials less `top`; returns their sum by 16 lanes, as torch adds here. */
+static inline float exponentials(float *row, long room, float top, int lanes)
+{
+    __m512 sum = _mm512_setzero_ps();
+    for (long at = 0; at < room; at += 16) {
+        __m512 x = _mm512_sub_ps(_mm512_loadu_ps(row + at), _mm512_set1_ps(top));
+        __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)), 8);
+        __m512 s = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x), p = _mm512_set1_ps(power[5]);
+        s = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), s);
+        for (int i = 4; i >= 0; i--)
+            p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(power[i]));
+        p = _mm512_add_ps(_mm512_set1_ps(1), _mm512_fmadd_ps(_mm512_mul_ps(s, s), p, s));
+        __mmask16 some = _mm512_cmp_ps_mask(x, _mm512_set1_ps(NOTHING), _CMP_NLT_UQ);
+        x = _mm512_maskz_scalef_ps(some, p, n);
+        _mm512_storeu_ps(row + at, x);
+        sum = _mm512_add_ps(sum, x);
+    }
+    (void)lanes;
+    return _mm512_reduce_add_ps(sum);
+}
+
+#else
+
+static inline float power_of_two(int32_t n)
+{
+    uint32_t bits = (uint32_t)(n + 127) << 23;
+    float result;
+    memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+static inline float exponential(float x)
+{
+    float n = rintf(x * LOG2_E), s = fmaf(n, -LN2_LOW, fmaf(n, -LN2_HIGH, x)), p = power[5];
+    for (int i = 4; i >= 0; i--)
+        p = fmaf(p, s, power[i]);
+    p = 1 + fmaf(s * s, p, s);
+    int32_t whole = (int32_t)(n > -208 ? n : -208), half = whole >> 1; /* in two steps: 2^-149 has no power_of_two */
+    p = p * power_of_two(half) * power_of_two(whole - half);
+    return x < NOTHING ? 0 : p;
+}
+
+/* Scores become their exponentials less `top`; returns their sum by so many lanes, as torch's vectors add. */
+static inline float exponentials(float *row, long room, float top, int lanes)
+{
+    float sum[16] = {0};
+    for (long i = 0; i < room; i++)
+        row[i] = exponential(row[i] - top);
+    for (long at = 0; at < room; at += lanes)
+        for (int l = 0; l < lanes; l++)
+            sum[l] += row[at + l];
+    for (int half = lanes / 2; half; half /= 2)
+        for (int l = 0; l < half; l++)
+            sum[l] += sum[l + half];
+    return sum[0];
+}
+
+#endif
+
+/* Softmax of a row's `length` scores, the rest of its whole LANES being -INFINITY. torch adds up by `lanes`, or in
+ * order where a sentence is shorter than those. The probabilities' codes go to `codes`. */
+static inline int softmax_codes(float *restrict row, long length, int lanes, int in_order, const Set *s, int8_t *codes)
+{
+    long room = (length + LANES - 1) / LANES * LANES;
+    int none = 0;
+    Floats most = load(row);
+    for (long at = LANES; at < room; at += LANES)
+        most = greater(load(row + at), most);
+    float total = exponentials(row, room, greatest(most), lanes);
+    if (in_order) {
+        total = 0;
+        for (long i = 0; i < length; i++)
+            total += row[i];
+    }
+    const Floats factor = all(1 / total);
+    for (long at = 0; at < room; at += LANES)
+        none |= codes_of(mul(load(row + at), factor), s, codes + at);
+    return none;
+}
