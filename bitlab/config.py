@@ -148,11 +148,13 @@ class DistillationConfig:
     """What the student learns from, and how each term is averaged.
 
     Args:
-        logits: weight of the soft cross-entropy between teacher and student logits.
+        logits: weight of the soft cross-entropy between teacher and student logits; of several labels a row it is
+            the sigmoid one, of a regression the mean squared error.
         hidden: weight of the mean squared error of the L + 1 hidden states (the embedding output included).
         relative: divide each hidden state's error by the variance of the teacher's, so that all layers count alike.
         attention: weight of the mean squared error of the L attention scores (before mask and softmax).
-        hard: weight of the cross-entropy with the data set's labels (BiBERT); a regression has no such term.
+        hard: weight of the loss of the data set's labels (BiBERT): cross-entropy, or what a regression or several
+            labels a row take in its place.
         directions: weight of Direction-Matching Distillation (BiBERT), `bitlab.rivals.bibert.direction_losses`.
         temperature: divides both logits in the cross-entropy, which is multiplied by its square.
         per_element: average the cross-entropy over all B C elements instead of the B examples (released program).

@@ -22,6 +22,15 @@ from bitlab.binarizers import (
 )
 
 
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of what all processes of a training hold as `x`; in one process that is `x`. No gradient."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 class ElasticBinarizer(nn.Module):
     """Quantize activations with a learnable scale and learnable thresholds: `elastic(x - beta, alpha)`.
 
@@ -103,10 +112,7 @@ class ElasticBinarizer(nn.Module):
     def _initialise(self, x: Tensor) -> None:
         x = x if self.beta is None else x - self.beta
         alpha = initial_alpha(x, self.bits, self.signed).to(self.alpha.dtype)
-        if dist.is_available() and dist.is_initialized():  # all processes start from the same alpha
-            dist.all_reduce(alpha)
-            alpha /= dist.get_world_size()
-        self.alpha.copy_(alpha)
+        self.alpha.copy_(mean_over_processes(alpha))
         self.initialized.fill_(True)
         self._fresh = False
 

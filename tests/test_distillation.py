@@ -27,6 +27,7 @@ from bitlab.data.sample import sample_tokenizer
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.losses import DistillationConfig, distillation_loss, masked_mse, soft_cross_entropy
 from bitlab.distillation.sampling import BucketSampler
+from bitlab.distillation.teacher_outputs import KeptOutputs
 from bitlab.errors import BitlabError
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
@@ -178,6 +179,52 @@ def test_a_regression_learns_by_mse_and_not_at_all_as_released():
     assert released == 0 and torch.equal(grad, torch.zeros(3, 1))
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.double().numpy()))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_each_of_several_labels_is_a_yes_or_no(temperature):
+    """Teacher logits (4, 4, 4) and student logits (-4, -4, -4) are the same to a softmax."""
+    student, teacher = output(1), output(2)
+    p, q = sigmoid(teacher.logits / temperature), sigmoid(student.logits / temperature)
+    expected = -(p * np.log(q) + (1 - p) * np.log(1 - q)).mean() * temperature**2
+    config = DistillationConfig(hard=0.5, temperature=temperature)
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    hard = F.binary_cross_entropy_with_logits(student.logits, labels)
+    for given in ((labels, None), (labels.long(), "multi_label_classification")):
+        terms = distillation_loss(student, teacher, MASK, config, (given[0],), given[1])
+        assert terms["logits"].item() == pytest.approx(expected, rel=1e-5)
+        assert terms["hard"].item() == pytest.approx(0.5 * hard.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_regression_of_any_width_learns_by_mse(width):
+    student, teacher = output(1, (width,)), output(2, (width,))
+    labels = torch.randn(3, width) if width > 1 else torch.randn(3)
+    config = DistillationConfig(hard=0.5)
+    terms = distillation_loss(student, teacher, MASK, config, (labels,), "regression")
+    torch.testing.assert_close(terms["logits"], F.mse_loss(student.logits, teacher.logits))
+    torch.testing.assert_close(terms["hard"], 0.5 * F.mse_loss(student.logits, labels.view(3, width)))
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_real_tokens_alone_learn_numbers_and_labels(problem):
+    student, teacher = output(1, shape=(4, 5)), output(2, shape=(4, 5))
+
+    def loss():
+        return distillation_loss(student, teacher, MASK, DistillationConfig(hidden=0.0), (), problem)["logits"]
+
+    before = loss()
+    student["logits"] = student.logits.masked_fill(MASK[..., None] == 0, 1e4)
+    assert loss() == before
+
+
+def test_a_loss_without_terms_is_one_line():
+    with pytest.raises(BitlabError, match="no terms"):
+        loss_of(DistillationConfig(logits=0.0, hidden=0.0))
+
+
 def test_a_span_chooses_among_real_tokens():
     student, teacher = (output(seed, start_logits=1, end_logits=1) for seed in (1, 2))
     expected = []
@@ -264,6 +311,10 @@ def rows(count=16, lengths=(9,), labels=2, seed=0):
     ids = [rng.integers(5, WORDS, size=lengths[i % len(lengths)]).tolist() for i in range(count)]
     columns = {"input_ids": ids, "attention_mask": [[1] * len(x) for x in ids]}
     return Dataset.from_dict(columns | {"labels": rng.integers(0, labels, size=count).tolist()})
+
+
+def keeps(trainer):
+    return all(isinstance(said, KeptOutputs) for said in trainer.said)
 
 
 class InOrder(DistillationTrainer):
@@ -426,8 +477,8 @@ def left(rows):
         (DataCollatorWithPadding(sample_tokenizer()), True),
         (DataCollatorWithPadding(sample_tokenizer(), padding="max_length", max_length=20), True),
         (DataCollatorForLanguageModeling(sample_tokenizer(), mlm_probability=0.4, random_replace_prob=0.0), False),
-        (changing, True),  # what the first look found is right, and used nowhere
-        (left, False),  # another place in the batch is another position embedding
+        (changing, False),
+        (left, True),  # what the first look found is right, and found again where a sentence lies at the same place
     ],
 )
 def test_kept_outputs_are_of_the_batch_as_the_collator_makes_it(tmp_path, collate, kept):
@@ -436,7 +487,7 @@ def test_kept_outputs_are_of_the_batch_as_the_collator_makes_it(tmp_path, collat
     made = trainer(tmp_path, tiny(seed=1), tiny(), data, Asking, collate, max_steps=8)
     made.train()
     assert len(made.differences) == 8 and max(made.differences) < 1e-4
-    assert bool(made.kept) is kept
+    assert keeps(made) is kept
 
 
 def test_rows_that_a_function_makes_are_not_kept(tmp_path):
@@ -450,7 +501,7 @@ def test_rows_that_a_function_makes_are_not_kept(tmp_path):
     data = rows().with_transform(transform)
     made = trainer(tmp_path, tiny(seed=1), tiny(), data, Asking, max_steps=4, remove_unused_columns=False)
     made.train()
-    assert max(made.differences) < 1e-4 and not made.kept
+    assert max(made.differences) < 1e-4 and not keeps(made)
 
 
 @pytest.mark.parametrize("remove", [True, False])
@@ -460,7 +511,7 @@ def test_what_a_teacher_said_is_kept_whatever_the_columns_are_called(tmp_path, r
         tmp_path, tiny(seed=1), tiny(), data, Asking, default_data_collator, max_steps=5, remove_unused_columns=remove
     )
     made.train()
-    assert made.kept and max(made.differences) < 1e-4
+    assert keeps(made) and max(made.differences) < 1e-4
     assert np.isfinite(made.evaluate(rows(4))["eval_loss"])
 
 
@@ -468,7 +519,7 @@ def test_rows_that_are_padded_in_the_data_set_are_kept(tmp_path):
     data = rows(20, (9, 5, 7)).map(lambda row: sample_tokenizer().pad(row, padding="max_length", max_length=12))
     made = trainer(tmp_path, tiny(seed=1), tiny(), data, Asking, default_data_collator, max_steps=5)
     made.train()
-    assert made.kept and max(made.differences) < 1e-4
+    assert keeps(made) and max(made.differences) < 1e-4
 
 
 class Rows(TorchDataset):
@@ -492,7 +543,7 @@ def test_data_that_are_no_table_train(tmp_path, make, sampling):
     options = {"max_steps": 5, "train_sampling_strategy": sampling}
     made = trainer(tmp_path, learner, teacher, data, DistillationTrainer, **options)
     made.train()
-    assert len(asked) == 5 and not made.kept and not same(start, weights(learner))
+    assert len(asked) == 5 and not keeps(made) and not same(start, weights(learner))
 
 
 @pytest.mark.parametrize(
@@ -514,7 +565,7 @@ def test_other_losses_with_more_epochs_than_one(tmp_path, options):
     made = trainer(tmp_path, student(), tiny(), max_steps=5, options={"distillation": DistillationConfig(**options)})
     made.train()
     assert all(np.isfinite(entry["loss"]) for entry in made.state.log_history if "loss" in entry)
-    assert bool(made.kept) == (options.keys() <= {"hidden", "logits"})
+    assert keeps(made) == (options.keys() <= {"hidden", "logits"})
 
 
 def test_gradient_accumulation_is_one_large_batch(tmp_path):
@@ -536,6 +587,118 @@ def test_gradient_accumulation_is_one_large_batch(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-9, msg=name)
+
+
+def test_an_incomplete_window_is_one_large_batch_too(tmp_path):
+    """Three batches accumulated by two: the second step has one of them, and alphas the gradient of just that one."""
+    prepared, found = student(), []
+    prepared.train()(**batch())
+    for times, data in ((2, rows(24)), (1, rows(24).select(range(16, 24)))):
+        learner, seen = copy.deepcopy(prepared), []
+        options = {"gradient_accumulation_steps": times, "num_train_epochs": 1, "learning_rate": 0.0}
+        options["options"] = {"alpha_learning_rate": 0.0}
+        made = trainer(tmp_path, learner, tiny(), data, max_grad_norm=0.0, max_steps=-1, **options)
+        made.create_optimizer().register_step_pre_hook(
+            lambda *_, seen=seen, m=learner: seen.append({n: p.grad.clone() for n, p in m.named_parameters()})
+        )
+        made.train()
+        found.append(seen[-1])
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(found[0][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda teacher: teacher, binarize, lambda teacher: shared(teacher, "weight"), lambda t: shared(t, "data")]
+)
+def test_a_student_that_shares_with_its_teacher_is_refused(tmp_path, make):
+    teacher = tiny()
+    with pytest.raises(BitlabError, match="copy"):
+        trainer(tmp_path, make(teacher), [tiny(seed=2), teacher])
+    trainer(tmp_path, binarize(copy.deepcopy(tiny())), tiny())
+
+
+def shared(teacher, how):
+    """Another model with the same word table."""
+    other, tables = tiny(seed=1), teacher.bert.embeddings.word_embeddings
+    if how == "weight":
+        other.bert.embeddings.word_embeddings.weight = tables.weight
+    else:
+        other.bert.embeddings.word_embeddings.weight.data = tables.weight.data
+    return other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "says"),
+    [
+        ({"label_smoothing_factor": 0.1}, {}, "label_smoothing_factor"),
+        ({}, {"compute_loss_func": lambda *_, **__: None}, "compute_loss_func"),
+        ({"optim": "sgd"}, {}, "optim='sgd'.*AdamW"),
+        ({"optim": "adafactor"}, {}, "optim='adafactor'.*AdamW"),
+        ({"optim_args": "betas=1"}, {}, "optim_args"),
+        ({"optim_target_modules": ["bert"]}, {}, "optim_target_modules"),
+        ({}, {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1.0})}, "optimizer_cls_and_kwargs.*AdamW"),
+        ({"adam_beta1": 0.5}, {"released_optimizer": True}, "adam_beta1"),
+        ({"adam_epsilon": 1e-3}, {"released_optimizer": True}, "adam_epsilon"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tmp_path, arguments, options, says):
+    with pytest.raises(BitlabError, match=says) as caught:
+        trainer(tmp_path, student(), tiny(), options=options, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_training_without_a_teacher_are_trainers_own(tmp_path):
+    """Label smoothing and a loss of one's own, which is told the number of labels in all accumulated batches."""
+    told = []
+
+    def own(outputs, labels, num_items_in_batch):
+        told.append(int(num_items_in_batch))
+        return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    losses = []
+    for options in ({}, {"options": {"compute_loss_func": own}}, {"label_smoothing_factor": 0.2}):
+        made = trainer(tmp_path, tiny(), None, gradient_accumulation_steps=2, max_steps=1, **options)
+        made.train()
+        losses.append(made.state.log_history[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and told == [16, 16]
+    probs = tiny()(**{k: torch.tensor(rows()[k]) for k in ("input_ids", "attention_mask")}).logits.log_softmax(-1)
+    assert losses[2] == pytest.approx(0.8 * losses[0] - 0.2 * probs.mean().item(), rel=1e-4)
+
+
+def test_the_order_follows_data_seed_drop_last_and_the_length_column(tmp_path):
+    data = rows(20, (9, 5, 7)).add_column("length", list(range(20)))
+
+    def order(**given):
+        return list(trainer(tmp_path, student(), tiny(), data, DistillationTrainer, **given)._get_train_sampler())
+
+    assert order(seed=1) == order(seed=2, data_seed=1) != order(seed=1, data_seed=2)
+    assert len(order()) == 24 and len(set(order(dataloader_drop_last=True))) == 16
+    by_length = order(train_sampling_strategy="group_by_length")
+    batches = sorted(sorted(by_length[k : k + 8]) for k in range(0, 24, 8))
+    assert batches[0][-1] <= batches[1][0] and batches[1][-1] <= batches[2][0]
+
+
+def test_training_that_diverges_is_one_line(tmp_path):
+    for steps, says in ((5, "the loss of step [2-5] is"), (1, "a weight is no number")):
+        learner = student()
+        with pytest.raises(BitlabError, match=f"diverged, {says}.*lower learning rates"):
+            made = trainer(tmp_path, learner, tiny(), learning_rate=1e38, max_steps=steps)
+            if steps == 1:
+                learner.classifier.weight.register_hook(lambda grad: grad * torch.nan)
+            made.train()
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_checkpoint_to_go_on_from_is_whole(tmp_path, lost):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, student(), tiny(), **options).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    trainer(tmp_path, student(), tiny(), **options).train(str(checkpoint))
+    for folder in (checkpoint, tmp_path / "checkpoint-2"):
+        (folder / lost).unlink()
+    for given in (str(checkpoint), True):
+        with pytest.raises(BitlabError, match=f"has no {lost}"):
+            trainer(tmp_path, student(), tiny(), **options).train(given)
 
 
 def test_several_teachers_are_averaged(tmp_path):
@@ -615,7 +778,7 @@ def test_data_without_a_padding_mask_have_no_padding(tmp_path):
     for number, data in enumerate((rows(), rows().remove_columns("attention_mask"))):
         made = trainer(tmp_path / str(number), tiny(seed=1), tiny(), data, collate=default_data_collator, max_steps=5)
         made.train()
-        assert made.kept
+        assert keeps(made)
         losses.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
@@ -674,16 +837,15 @@ def test_reentrant_checkpointing_is_refused_where_a_term_would_teach_nothing(tmp
     trainer(tmp_path, student(), tiny(), **options).train()  # as transformers does it of its own accord
 
 
-@pytest.mark.parametrize("optim", ["adafactor", "sgd"])
-def test_another_optimizer_is_refused_unless_it_is_given(tmp_path, optim):
-    with pytest.raises(BitlabError, match=f"{optim}.*AdamW"):
-        trainer(tmp_path, student(), tiny(), optim=optim).train()
+def test_an_optimizer_of_ones_own_is_used(tmp_path):
     learner = student()
     own = torch.optim.SGD(learner.parameters(), lr=0.1)
-    made = trainer(tmp_path, learner, tiny(), optim=optim, options={"optimizers": (own, None)})
+    made = trainer(tmp_path, learner, tiny(), optim="sgd", options={"optimizers": (own, None)})
     made.train()
     assert made.create_optimizer() is made.optimizer
     assert type(trainer(tmp_path, student(), tiny(), optim="adamw_torch").create_optimizer()) is torch.optim.AdamW
+    with pytest.raises(BitlabError, match="released_optimizer"):
+        trainer(tmp_path, learner, tiny(), options={"optimizers": (own, None), "released_optimizer": True})
 
 
 def test_padding_to_the_longest_or_to_the_end_gives_the_same_loss(tmp_path):

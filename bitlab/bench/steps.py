@@ -8,7 +8,7 @@ A step is transformers' own: forward, backward, clipping, optimizer. The rows:
     fine-tuning, bf16         and in mixed precision
     distillation              a W1A1 student and its teacher, with every measure; its forward multiplies int8 codes
     distillation, bf16        and in mixed precision (`--bf16`)
-    ..., teacher kept         from the second epoch on: what the teacher says is looked up (`TeacherOutputs`)
+    ..., teacher kept         from the second epoch on: what the teacher says is looked up (`kept_outputs`)
     without ...               with every measure but one
     as released               no measure, and the released program's loss, optimizer and teacher
 """
@@ -39,7 +39,7 @@ from bitlab.config import DistillationConfig
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.optim import parameter_groups
-from bitlab.distillation.teacher_outputs import ROW, TeacherOutputs
+from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_outputs
 from bitlab.errors import BitlabError
 from bitlab.experiments.stage import CPU
 from bitlab.layers import BinaryEmbedding
@@ -144,18 +144,18 @@ class Step:
                 model, teacher, options, distillation=loss, released_optimizer=measures.released
             )
             if measures.teacher_kept:
-                self.trainer.kept = [self._said_by(teacher)]
+                self.trainer.said = [self._said_by(teacher)]
         self.optimizer = self._optimizer()
         self.trainer.accelerator.prepare_model(model)
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train() would set
         self.model = model
 
-    def _said_by(self, teacher) -> TeacherOutputs:
+    def _said_by(self, teacher) -> KeptOutputs:
         """As if the data set were one batch of the full length; a shorter batch looks up the first tokens."""
         batch = {name: x for name, x in self.shape.inputs().items() if name != "labels"}
         rows = Dataset.from_dict({name: x.tolist() for name, x in batch.items()})
         outputs = partial(self.trainer.resting_outputs, teacher)
-        return TeacherOutputs(outputs, rows, default_data_collator, self.trainer.args.device)
+        return kept_outputs(outputs, rows, default_data_collator, self.trainer.args.device)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.measures.distil and not self.measures.fused_adam and not self.measures.released:
@@ -167,7 +167,7 @@ class Step:
         with self._environment():
             inputs = dict(inputs or self.inputs)
             if self.measures.teacher_kept:
-                inputs[ROW] = torch.arange(self.shape.batch)
+                inputs[PLACES] = torch.arange(self.shape.batch)
             loss = self.trainer.training_step(self.model, inputs)
             if not self.measures.released:  # that optimizer clips by itself
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -5,16 +5,17 @@ logits and hidden states; the labels of the data set are not used.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
 from bitlab.config import DistillationConfig
 from bitlab.errors import BitlabError
+from bitlab.layers import mean_over_processes
 from bitlab.rivals.bibert import direction_losses
 
 BIT = DistillationConfig()
+REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 
 
 def soft_cross_entropy(
@@ -30,20 +31,43 @@ def soft_cross_entropy(
         student, teacher: logits (..., classes).
         mask: (...), the examples (or tokens) that count; all if None.
         per_element: also average over the classes, as the released program does (a factor 1 / classes).
-    Returns: 0-d tensor.
+
+    Returns:
+        0-d tensor.
     """
     log_p = F.log_softmax(student / temperature, dim=-1)
     loss = -(F.softmax(teacher / temperature, dim=-1) * log_p).sum(-1)
-    loss = loss.mean() if mask is None else (loss * mask).sum() / mask.sum()
-    return loss * temperature**2 / (student.shape[-1] if per_element else 1)
+    return masked_mean(loss, mask) * temperature**2 / (student.shape[-1] if per_element else 1)
+
+
+def soft_binary_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
+    """`-T^2 mean_ic (p log q + (1 - p) log(1 - q))` with `p = sigmoid(teacher / T)`, `q = sigmoid(student / T)`.
+
+    Each class is a yes or no of its own (multi-label classification), and the mean is over examples and classes, as
+    in transformers' loss of labels.
+
+    Args:
+        student, teacher: logits (..., classes).
+        mask: (..., 1), the examples (or tokens) that count; all if None.
+
+    Returns:
+        0-d tensor.
+    """
+    p = torch.sigmoid(teacher / temperature)
+    loss = F.binary_cross_entropy_with_logits(student / temperature, p, reduction="none")
+    return masked_mean(loss, mask) * temperature**2
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of `(student - teacher)^2` over the elements that `mask`, broadcast to them, selects; all if None."""
-    if mask is None:
-        return F.mse_loss(student, teacher)
-    error = (student - teacher).square().mul(mask)
-    return error.sum() / mask.expand_as(student).sum()
+    return masked_mean((student - teacher).square(), mask)
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of the elements of `x` that `mask`, broadcast to them, selects; of all if None."""
+    return x.mean() if mask is None else (x * mask).sum() / mask.expand_as(x).sum()
 
 
 def variance(states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -53,11 +77,7 @@ def variance(states: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     mask = torch.ones_like(states[..., :1]) if mask is None else mask
     sums = torch.stack([(states * mask).sum((0, 1)), (states.square() * mask).sum((0, 1))])
-    count = mask.sum()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
-        dist.all_reduce(count)
-    mean, square = sums / count
+    mean, square = mean_over_processes(sums) / mean_over_processes(mask.sum())
     return (square - mean.square()).mean()
 
 
@@ -67,6 +87,7 @@ def distillation_loss(
     mask: Tensor,
     config: DistillationConfig = BIT,
     labels: tuple[Tensor, ...] = (),
+    problem: str | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms of the loss, by name; the loss is their sum.
 
@@ -75,19 +96,29 @@ def distillation_loss(
             `hidden_states` and, if the attention term is on, `attention_scores` (lists of (B, H, T, T)); if that of
             directions is on, `attention_inputs` (lists of triples (B, H, T, d)).
         mask: (batch, length), 1 for a real token and 0 for padding; of multiple choice (batch, choices, length).
-        labels: true classes (or starts and ends of spans), one tensor for each of the logits; for the hard term.
-    Returns: dict of 0-d tensors: "logits", "hard", "hidden", "attention", "query", "key", "value", "states", those with
+        labels: true classes (or starts and ends of spans, or numbers), one tensor for each of the logits; for the hard
+            term.
+        problem: what the logits are, as in a transformers configuration's `problem_type`: "regression",
+            "single_label_classification" or "multi_label_classification". If None it is told as there: one logit is
+            a regression, labels that are no whole numbers are several a row.
+
+    Returns:
+        dict of 0-d tensors: "logits", "hard", "hidden", "attention", "query", "key", "value", "states", those with
         a weight above 0.
-    Errors: BitlabError if the two models' shapes do not fit, or if they have no logits and `config` asks for them.
+
+    Raises:
+        BitlabError: if the two models' shapes do not fit, if they have no logits and `config` asks for them, or if
+            all weights are 0.
     """
+    problem = problem or (_problem(student, labels) if config.logits or config.hard else None)
     mask = mask.flatten(0, -2)  # each choice is a row of the hidden states
     first, *_ = student.get("hidden_states") or student.values()  # a bare encoder has no logits
     tokens = None if config.count_padding else mask.to(first.dtype)
     terms = {}
     if config.logits:
-        terms["logits"] = config.logits * _logit_loss(student, teacher, mask, config)
-    if config.hard and _logits(student)[0].shape[-1] > 1:
-        terms["hard"] = config.hard * _hard_loss(student, labels)
+        terms["logits"] = config.logits * _logit_loss(student, teacher, mask, config, problem)
+    if config.hard:
+        terms["hard"] = config.hard * _hard_loss(student, labels, problem)
     if config.hidden:
         _check_same("hidden states", student.hidden_states, teacher.hidden_states)
         rows = None if tokens is None else tokens[:, :, None]
@@ -104,14 +135,30 @@ def distillation_loss(
         _check_same("q, k, v", *([x for qkv in side.attention_inputs for x in qkv] for side in (student, teacher)))
         found = direction_losses(student, teacher, None if config.count_padding else mask)
         terms |= {name: config.directions * loss for name, loss in found.items()}
+    if not terms:
+        raise BitlabError("the loss has no terms: give one of logits, hidden, attention, hard, directions a weight")
     return terms
 
 
-def _hard_loss(student: ModelOutput, labels: tuple[Tensor, ...]) -> Tensor:
+def _problem(student: ModelOutput, labels: tuple[Tensor, ...]) -> str:
+    if _logits(student)[0].shape[-1] == 1:
+        return REGRESSION
+    return MULTI_LABEL if any(label.is_floating_point() for label in labels) else SINGLE_LABEL
+
+
+def _hard_loss(student: ModelOutput, labels: tuple[Tensor, ...], problem: str) -> Tensor:
+    """As transformers' models compute it from the same labels."""
     if not labels:
         raise BitlabError("the hard-label term of the loss needs labels: give a data set that has them")
-    pairs = zip(_logits(student), labels, strict=True)  # axis 1 of the logits is to hold the classes
-    return sum(F.cross_entropy(s.movedim(-1, 1), label) for s, label in pairs) / len(labels)
+    losses = []
+    for s, label in zip(_logits(student), labels, strict=True):
+        if problem == REGRESSION:
+            losses.append(F.mse_loss(s.view(label.shape), label.to(s.dtype)))
+        elif problem == MULTI_LABEL:
+            losses.append(F.binary_cross_entropy_with_logits(s, label.to(s.dtype)))
+        else:
+            losses.append(F.cross_entropy(s.movedim(-1, 1), label))  # axis 1 is to hold the classes
+    return sum(losses) / len(losses)
 
 
 def _share(mask: Tensor | None) -> Tensor | float:
@@ -119,12 +166,9 @@ def _share(mask: Tensor | None) -> Tensor | float:
 
     Each process holds a part of the batch with its own number of real tokens, and their losses are averaged.
     """
-    if mask is None or not (dist.is_available() and dist.is_initialized()):
+    if mask is None:
         return 1.0
-    count = mask.sum()
-    total = count.clone()
-    dist.all_reduce(total)
-    return count * dist.get_world_size() / total
+    return mask.sum() / mean_over_processes(mask.sum())
 
 
 def _logits(output: ModelOutput) -> tuple[Tensor, ...]:
@@ -138,20 +182,23 @@ def _logits(output: ModelOutput) -> tuple[Tensor, ...]:
     )
 
 
-def _logit_loss(student, teacher, mask, config) -> Tensor:
+def _logit_loss(student: ModelOutput, teacher: ModelOutput, mask: Tensor, config, problem: str) -> Tensor:
     _check_same("logits", _logits(student), _logits(teacher))
     losses = []
     for s, t in zip(_logits(student), _logits(teacher), strict=True):
-        if s.shape[-1] == 1 and not config.soft_regression:
-            losses.append(F.mse_loss(s, t))  # one number is no distribution
-            continue
-        per_token = None
+        real = None
         if "logits" not in student and not config.count_padding:  # a span's ends lie on real tokens
             s, t = (x.masked_fill(mask == 0, torch.finfo(x.dtype).min) for x in (s, t))
         elif s.dim() == 3 and not config.count_padding:  # one decision a token
-            per_token = mask.to(s.dtype)
-        loss = soft_cross_entropy(s, t, config.temperature, per_token, config.per_element)
-        losses.append(_share(per_token) * loss)
+            real = mask.to(s.dtype)[..., None]
+        if problem == REGRESSION and not config.soft_regression:
+            loss = masked_mse(s, t, real)  # numbers are no distribution
+        elif problem == MULTI_LABEL:
+            loss = soft_binary_cross_entropy(s, t, config.temperature, real)
+        else:
+            per_token = None if real is None else real[..., 0]
+            loss = soft_cross_entropy(s, t, config.temperature, per_token, config.per_element)
+        losses.append(_share(real) * loss)
     return sum(losses) / len(losses)
 
 

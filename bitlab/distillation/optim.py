@@ -9,10 +9,11 @@ from bitlab.layers import ElasticBinarizer
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.01, alpha_lr: float = 1e-4) -> list[dict]:
     """Optimizer groups: weights with decay; biases, thresholds and LayerNorm without; alphas without, at `alpha_lr`.
 
-    Returns: a list of dicts for a torch optimizer, named "decay", "no_decay" and "alpha"; empty groups are left out.
+    Returns:
+        a list of dicts for a torch optimizer, named "decay", "no_decay" and "alpha"; empty groups are left out.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel
-    alphas, vectors, weights = {}, {}, {}
+    alphas, vectors, weights = [], [], []
     binarizers = {name for name, module in model.named_modules() if isinstance(module, ElasticBinarizer)}
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     for name, parameter in model.named_parameters():
@@ -20,15 +21,15 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.01, al
         if not parameter.requires_grad:
             continue
         if owner in binarizers and kind == "alpha":
-            alphas[name] = parameter
+            alphas.append(parameter)
         elif owner in binarizers or owner in norms or kind == "bias":
-            vectors[name] = parameter
+            vectors.append(parameter)
         else:
-            weights[name] = parameter
+            weights.append(parameter)
     groups = [
-        {"name": "decay", "params": list(weights.values()), "lr": lr, "weight_decay": weight_decay},
-        {"name": "no_decay", "params": list(vectors.values()), "lr": lr, "weight_decay": 0.0},
-        {"name": "alpha", "params": list(alphas.values()), "lr": alpha_lr, "weight_decay": 0.0},
+        {"name": "decay", "params": weights, "lr": lr, "weight_decay": weight_decay},
+        {"name": "no_decay", "params": vectors, "lr": lr, "weight_decay": 0.0},
+        {"name": "alpha", "params": alphas, "lr": alpha_lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

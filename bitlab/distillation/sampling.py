@@ -15,19 +15,27 @@ class BucketSampler(Sampler[int]):
     W1A2, 200 steps, two seeds: dev accuracy .93 and .98 in random order, .55 and .56 in stretches of 50). On real
     SST-2 (20,000 sentences, W1A1, one seed) there was no difference: .790 in random order, .787 in stretches of 50.
     The last batch is completed with examples that come a second time, so that every step has as many and several
-    processes can share it evenly. (transformers' own samplers draw from the global random state, so that a resumed
-    epoch would be another one.)
+    processes can share it evenly; with `drop_last` it is left out. (transformers' own samplers draw from the global
+    random state, so that a resumed epoch would be another one.)
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int = 0, stretch: int = LONG_STRETCH):
+    def __init__(
+        self,
+        lengths: list[int],
+        batch_size: int,
+        seed: int = 0,
+        stretch: int = LONG_STRETCH,
+        drop_last: bool = False,
+    ):
         self.lengths, self.batch_size, self.stretch = torch.tensor(lengths), batch_size, stretch
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.drop_last = seed, 0, drop_last
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size) * self.batch_size
+        whole, rest = divmod(len(self.lengths), self.batch_size)
+        return (whole + (rest > 0 and not self.drop_last)) * self.batch_size
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)

@@ -3,7 +3,11 @@
 Source: BiT (Liu et al., 2022, arXiv 2205.13016), "Multi-distilled binary BERT".
 """
 
+import copy
+import math
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate.utils import AutocastKwargs
@@ -11,19 +15,25 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
+from transformers.trainer_utils import get_last_checkpoint
 
 from bitlab import attention
 from bitlab.config import DistillationConfig
 from bitlab.convert import projections
+from bitlab.distillation.checks import RELEASED_EPSILON, check_apart, check_complete, check_settings
 from bitlab.distillation.losses import distillation_loss
 from bitlab.distillation.optim import AdamWithoutCorrection, parameter_groups
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
-from bitlab.distillation.teacher_outputs import MEMORY, ROW, NamingCollator, TeacherOutputs, padding_mask, size
+from bitlab.distillation.teacher_outputs import (
+    MEMORY,
+    PLACES,
+    KeptOutputs,
+    NamingCollator,
+    kept_outputs,
+    padding_mask,
+)
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
-
-LABELS = ("labels", "start_positions", "end_positions")
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # values of `args.optim` that say what is done here
 
 
 def _of_kept_heads(student: nn.Module, scores: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -62,16 +72,20 @@ class DistillationTrainer(Trainer):
         alpha_learning_rate: learning rate of the alphas (all other parameters follow `args`).
         released_optimizer: Adam without bias correction, gradients clipped to norm 1 per tensor (released program),
             instead of AdamW with the gradient clipped as a whole.
-        teacher_memory: bytes in which a teacher's outputs on all examples may be kept, if the training sees examples
-            more than once; where they need more, the teacher runs in every step. It does so too where an example is
-            not found as it was: in data that are no `datasets.Dataset`, or if the collator changes it (masked words).
+        teacher_memory: bytes in which a teacher's answers on all examples may be kept (11 KB a token of a MiniLM, see
+            `bitlab.distillation.teacher_outputs`), if the training sees examples more than once; 0 keeps none. Where
+            they need more, the teacher runs in every step. It does so too where an example is not found as it was:
+            in data that are no `datasets.Dataset`, or if the collator changes it (masked words).
 
     A teacher gets no gradients; whether its parameters ask for some is left as it is. The optimizer is AdamW, with the
     groups of `bitlab.distillation.optim.parameter_groups`; for another give `optimizers`. Labels, if the data set has
-    them, are used by evaluation only.
+    them, are used by evaluation and by the loss's hard term only.
 
-    Errors: BitlabError for several GPUs in one process, and in training for another `args.optim`, for models whose
-        outputs do not fit the loss, and for a term that has no gradient under reentrant gradient checkpointing.
+    Raises:
+        BitlabError: for several GPUs in one process, for a teacher that shares parameters with the student, for
+            settings of Trainer that would do nothing here; in training for a checkpoint that lacks a part, for models
+            whose outputs do not fit the loss, for a term that has no gradient under reentrant gradient checkpointing,
+            and if it diverges.
     """
 
     # The loss is a mean over the batch already: Trainer must not rescale it under gradient accumulation.
@@ -79,7 +93,7 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | None = None,
         teacher: PreTrainedModel | list[PreTrainedModel] | None = None,
         args: TrainingArguments | None = None,
         distillation: DistillationConfig | None = None,
@@ -89,17 +103,20 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(model, args, **kwargs)
-        if self.args.n_gpu > 1:
-            raise BitlabError(
-                f"one process sees {self.args.n_gpu} GPUs, and would give parts of a batch to copies of the model: "
-                f"start it with torchrun, one process a GPU, or set CUDA_VISIBLE_DEVICES to one of them"
-            )
         self.teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher or [])
+        self.said: list[Callable[[dict], ModelOutput]] = [partial(self.resting_outputs, t) for t in self.teachers]
         self.distillation = distillation or DistillationConfig()
         self.alpha_learning_rate, self.released_optimizer = alpha_learning_rate, released_optimizer
-        self.teacher_memory, self.kept = teacher_memory, []
+        self.teacher_memory = teacher_memory
         self.terms: dict[str, float] = {}
+        check_settings(self, bool(self.teachers), released_optimizer)
+        check_apart(self.model, self.teachers)
         self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = self.compute_loss_func is not None  # it is told how many items there are
+        self.clipped_norm = self.args.max_grad_norm
+        if released_optimizer:  # it clips by itself; the caller's arguments may serve another training
+            self.args = copy.copy(self.args)
+            self.args.max_grad_norm = 0.0
         for each in self.teachers:
             each.train(self.distillation.teacher_dropout).to(self.args.device)
             if self.distillation.attention or self.distillation.directions:
@@ -107,32 +124,44 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.teachers or not model.training:
-            return super().compute_loss(model, inputs, return_outputs)
-        labels = tuple(inputs[name] for name in LABELS if name in inputs)
-        rows, mask = inputs.get(ROW), padding_mask(inputs)
-        student = self._outputs(model, inputs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = tuple(inputs[name] for name in self.label_names if name in inputs)
+        mask, student = padding_mask(inputs), self._outputs(model, inputs)
+        problem = self.model.config.problem_type or self.teachers[0].config.problem_type
         _require_gradients(model, student)
         terms: dict[str, Tensor] = {}
-        for number, teacher in enumerate(self.teachers):
-            if rows is None:
-                target = self.resting_outputs(teacher, inputs)
-            else:
-                target = self.kept[number](rows, mask)
+        for said in self.said:
+            target = said(inputs)
             if "attention_scores" in target:
                 target["attention_scores"] = _of_kept_heads(model, target["attention_scores"])
-            found = distillation_loss(student, target, mask, self.distillation, labels)
+            found = distillation_loss(student, target, mask, self.distillation, labels, problem)
             for name, term in found.items():
-                terms[name] = terms.get(name, 0) + term / len(self.teachers)
+                terms[name] = terms.get(name, 0) + term / len(self.said)
         self.terms = {name: term.detach() for name, term in terms.items()}
         loss = sum(terms.values())
         return (loss, {"loss": loss, "logits": student.get("logits")}) if return_outputs else loss
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        given = resume_from_checkpoint
+        folder = get_last_checkpoint(self.args.output_dir) if given is True else given
+        if folder and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # which write files of their own
+            check_complete(Path(folder), self.args.process_index if self.args.world_size > 1 else None)
+        found = super().train(resume_from_checkpoint, *args, **kwargs)
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise BitlabError(f"training has diverged, a weight is no number any more: {self._slower()}")
+        return found
 
     def training_step(self, model, inputs, *args, **kwargs):
         if self.args.world_size > 1:
             inputs = {"attention_mask": padding_mask(inputs), **inputs}  # from before the padding
             inputs = {name: self._as_long_as_the_others(name, value) for name, value in inputs.items()}
         loss = super().training_step(model, inputs, *args, **kwargs)
-        parts = self.args.world_size * self.args.gradient_accumulation_steps
+        if not loss.isfinite():
+            raise BitlabError(
+                f"training has diverged, the loss of step {self.state.global_step + 1} is {loss.item()}: "
+                f"{self._slower()}"
+            )
+        parts = self.args.world_size * self.current_gradient_accumulation_steps
         if parts > 1 and self.accelerator.sync_gradients:
             # an alpha's gradient is divided by the root of its batch's size: of the whole batch, not of a part
             for module in model.modules():
@@ -140,37 +169,43 @@ class DistillationTrainer(Trainer):
                     module.alpha.grad /= parts**0.5
         return loss
 
+    def _slower(self) -> str:
+        return f"take lower learning rates ({self.args.learning_rate:g}, of alphas {self.alpha_learning_rate:g})"
+
     def _as_long_as_the_others(self, name: str, value: Tensor) -> Tensor:
         """Pad to the longest sentence of all processes: alphas start from, and are scaled by, what lies in a batch."""
         fill = {"input_ids": getattr(self.model.config, "pad_token_id", None) or 0, "labels": -100}
         return self.accelerator.pad_across_processes(value.to(self.args.device), dim=1, pad_index=fill.get(name, 0))
 
     def get_train_dataloader(self):
-        if self._teachers_say_the_same_again():
-            columns = self._remove_unused_columns(self.train_dataset)
-            kept = [
-                TeacherOutputs(partial(self.resting_outputs, each), columns, self.data_collator, self.args.device)
-                for each in self.teachers
-            ]
-            if all(each.complete for each in kept):
-                self.kept, self.data_collator = kept, NamingCollator(self.data_collator)
-                self.train_dataset = self.train_dataset.add_column(ROW, range(len(self.train_dataset)))
-                self._set_signature_columns_if_needed()
-                self._signature_columns.append(ROW)
-        return super().get_train_dataloader()
+        collate = self.data_collator
+        if kept := self._kept_outputs():
+            self.said, self.data_collator = kept, NamingCollator(collate, kept[0].places)
+        loader = super().get_train_dataloader()
+        self.data_collator = collate
+        return loader
 
-    def _teachers_say_the_same_again(self) -> bool:
-        """Whether the teachers' outputs on all examples are worth keeping, and fit."""
+    def _kept_outputs(self) -> list[KeptOutputs]:
+        """What each teacher says about all examples; nothing if it would not say the same again, or does not fit."""
         d, rows = self.distillation, self.train_dataset
-        if not _has_tokens(rows) or rows.format["type"] == "custom":  # a function that may draw at random
-            return False
         other_terms = d.teacher_dropout or d.count_padding or d.attention or d.directions
-        one_row_of_logits = type(self.model).__name__.endswith("ForSequenceClassification")
-        if not self.teachers or self.kept or other_terms or not one_row_of_logits:
+        if other_terms or not self.teacher_memory or not self._come_again(rows):
+            return []
+        rows, kept = self._remove_unused_columns(rows), []
+        for teacher in self.teachers:
+            ask = partial(self.resting_outputs, teacher)
+            kept.append(kept_outputs(ask, rows, self.data_collator, self.args.device, self.teacher_memory))
+            if kept[-1] is None:
+                return []
+        return kept
+
+    def _come_again(self, rows) -> bool:
+        """Whether these are examples to look up by their tokens, and training sees them more than once."""
+        if not _has_tokens(rows):
             return False
         batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        again = self.args.max_steps * batch > len(rows) if self.args.max_steps > 0 else self.args.num_train_epochs > 1
-        return again and all(size(each, rows) <= self.teacher_memory for each in self.teachers)
+        steps = self.args.max_steps
+        return 0 < len(rows) < steps * batch if steps > 0 else self.args.num_train_epochs > 1 and len(rows) > 0
 
     def resting_outputs(self, teacher: nn.Module, inputs: dict) -> ModelOutput:
         """What a teacher says about a batch: logits, and the states that the loss asks for."""
@@ -182,32 +217,32 @@ class DistillationTrainer(Trainer):
         wanted = {"attention_scores": self.distillation.attention, "attention_inputs": self.distillation.directions}
         collected = {name: [] for name, weight in wanted.items() if weight}
         states = bool(self.distillation.hidden or self.distillation.directions)
-        inputs = {name: value for name, value in inputs.items() if name not in (*LABELS, ROW)}
+        inputs = {name: value for name, value in inputs.items() if name not in (*self.label_names, PLACES)}
         output = model(**inputs, output_hidden_states=states, **collected)
         for name, found in collected.items():
             output[name] = tuple(found)
         return output
 
     def _get_train_sampler(self, train_dataset=None):
-        stretch = {"random": 1, "group_by_length": LONG_STRETCH}.get(self.args.train_sampling_strategy)
-        if stretch is not None and _has_tokens(self.train_dataset):
-            lengths = [len(row) for row in self.train_dataset["input_ids"]]
-            return BucketSampler(lengths, self._train_batch_size * self.args.world_size, self.args.seed, stretch)
-        return super()._get_train_sampler(train_dataset)
+        args, rows = self.args, self.train_dataset
+        stretch = {"random": 1, "group_by_length": LONG_STRETCH}.get(args.train_sampling_strategy)
+        if stretch is None or not _has_tokens(rows):
+            return super()._get_train_sampler(train_dataset)
+        known = args.length_column_name in rows.column_names
+        lengths = list(rows[args.length_column_name]) if known else [len(row) for row in rows["input_ids"]]
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batch = self._train_batch_size * args.world_size
+        return BucketSampler(lengths, batch, seed, stretch, args.dataloader_drop_last)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            if self.args.optim not in OPTIMIZERS or self.optimizer_cls_and_kwargs:
-                raise BitlabError(
-                    f"optim={self.args.optim.value!r} or optimizer_cls_and_kwargs would not be used, "
-                    f"DistillationTrainer has an AdamW of its own: leave them alone, or give optimizers=(yours, None)"
-                )
             groups = parameter_groups(
                 model or self.model, self.args.learning_rate, self.args.weight_decay, self.alpha_learning_rate
             )
             if self.released_optimizer:
-                self.args.max_grad_norm = 0.0  # this optimizer clips by itself
-                self.optimizer = AdamWithoutCorrection(groups)
+                self.optimizer = AdamWithoutCorrection(
+                    groups, eps=RELEASED_EPSILON, max_norm=self.clipped_norm or math.inf
+                )
             else:
                 betas = (self.args.adam_beta1, self.args.adam_beta2)
                 self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon, fused=True)

@@ -1,7 +1,7 @@
 """What an experiment is: every choice that can be made of it, and what follows from the ones that were."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from bitlab.config import ALPHA_POLICIES, DistillationConfig
@@ -131,7 +131,10 @@ class Experiment:
     def phases(self) -> tuple[Phase, ...]:
         """The trainings that make up a distillation stage, each with its loss."""
         if self.recipe.phases:
-            return self.recipe.phases
+            if get_task(self.task).num_labels > 1:
+                return self.recipe.phases
+            # of a regression BiBERT's students learn the teacher's number alone
+            return tuple(replace(phase, loss=replace(phase.loss, hard=0.0)) for phase in self.recipe.phases)
         weights = {
             "logits": self.logit_weight,
             "hidden": self.hidden_weight,
