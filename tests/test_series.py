@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # The spine: notebook -> what the reader builds there, one name an essential line: {"03": ("elastic", "binarizer")}.
-SPINE = {}
+SPINE = {
+    "01": ("sign", "straight-through", "linear", "loop"),
+}
 LINES = [(number, name) for number, names in SPINE.items() for name in names]
 
 
@@ -27,8 +29,11 @@ def tagged(cells: list, tag: str) -> list[int]:
 
 
 def defined(source: str) -> set[str]:
-    """Functions and classes that a cell writes at its top level."""
-    return {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    """Functions and classes that a cell writes at its top level, and other names that it gives them."""
+    body = ast.parse(source).body
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    others = {target.id for node in body if isinstance(node, ast.Assign) for target in node.targets}
+    return names and names | others
 
 
 def used(source: str) -> set[str]:

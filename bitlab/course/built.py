@@ -26,7 +26,7 @@ def assert_equal(yours: Callable, bitlabs: Callable, *, tolerance: float = 0.0, 
         same = torch.equal(a, b)
         difference = 0.0 if same else ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
         assert difference <= tolerance, f"{name}: yours and bitlab's differ by {difference:.1e} of the largest entry"
-        verdict = "equal, bit for bit" if same else f"equal to {tolerance:.0e}"
+        verdict = "equal, bit for bit" if same else f"equal to within {tolerance:.0e}"
         print(f"{name:<22} {tuple(b.shape)!s:<18} {verdict}")
 
 

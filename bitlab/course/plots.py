@@ -28,6 +28,7 @@ LOOK = {
 }
 COLORS = {role: look["color"] for role, look in LOOK.items()}
 INK = "#222222"
+PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # under a label that lines may cross
 MARKS = {"alpha": (0, (1, 2)), "beta": (0, (5, 2))}
 
 
@@ -107,8 +108,7 @@ def histogram(before, after=None, alpha=None, beta=None, ax: Axes | None = None)
         ax.bar(levels, heights, width, color=COLORS["binary"], edgecolor=INK, linewidth=0.7, label="after")
         for level, height, count in zip(levels, heights, counts) if levels.size <= 3 else ():
             text = f"{count / values.size:.0%}"
-            paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # lines may cross it
-            ax.annotate(text, (level, height), (0, 2), textcoords="offset points", ha="center", fontsize=8, bbox=paper)
+            ax.annotate(text, (level, height), (0, 2), textcoords="offset points", ha="center", fontsize=8, bbox=PAPER)
     if beta is not None:
         low, middle, high = np.percentile(_array(beta), [5, 50, 95])
         ax.axvspan(low, high, ymax=0.68, color=INK, alpha=0.12, linewidth=0)
@@ -213,7 +213,8 @@ def bars(
             ax.errorbar(position, runs.mean(), spread, color=INK, capsize=4, linewidth=1.2)
             ax.scatter(np.full(runs.size, position), runs, s=9, color=INK, zorder=3)
         text = f"{runs.mean():.3g}" if abs(runs.mean()) >= 1 else f"{runs.mean():.3f}".replace("0.", ".", 1)
-        ax.annotate(text, (position, runs.max()), (0, 4), textcoords="offset points", ha="center", fontsize=8)
+        place = {"xy": (position, runs.max()), "xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(text, **place, fontsize=8, bbox=PAPER)
     if chance is not None:
         ax.axhline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
         ax.legend(loc="upper right", bbox_to_anchor=(1, 1.16))

@@ -1,12 +1,14 @@
 """What flows through a model: statistics of the tensors that its binarizers or linear layers are given."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
@@ -105,6 +107,57 @@ def snapshot(x: Tensor, codes: Tensor | None = None, alpha: float | None = None,
         alpha=alpha,
         tensor=x.clone() if keep else None,
     )
+
+
+def attend(model: PreTrainedModel, function: Callable) -> PreTrainedModel:
+    """Let a model's attention modules call `function(module, query, key, value, mask, scaling, **rest)`.
+
+    query, key and value are (batch, heads, length, head_dim), the mask is additive (0.0 where there is nothing to
+    mask). The function returns the context, (batch, length, heads, head_dim), and what `output_attentions=True` shows.
+    Returns: the same model.
+    """
+
+    def call(module, query, key, value, attention_mask, scaling=None, **rest):
+        mask = 0.0 if attention_mask is None else attention_mask
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        context, probs = function(module, query, key, value, mask, scaling, **rest)
+        return context.contiguous(), probs
+
+    name = f"course-{id(call)}"
+    _ATTENTION[name] = call  # kept, so that no other function gets this name
+    AttentionInterface.register(name, call)
+    AttentionMaskInterface.register(name, eager_mask)
+    model.set_attn_implementation(name)
+    return model
+
+
+_ATTENTION: dict[str, Callable] = {}
+
+
+@contextmanager
+def follow(model: nn.Module, **tensors: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Note some tensors every time that the model is called in training.
+
+        with follow(student, weight=layer.weight, alpha=binarizer.alpha) as seen:
+            lab.train(student, data, teacher)
+        seen["weight"]                                  # (steps, out, in), from before the first step on
+
+    Yields: a dict that holds, after the block, every tensor's history; the last entry is from after the training.
+    """
+    seen = {name: [] for name in tensors}
+
+    def note(module, inputs):
+        if module.training:
+            for name, tensor in tensors.items():
+                seen[name].append(tensor.detach().cpu().clone())
+
+    handle = model.register_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+        for name, tensor in tensors.items():
+            seen[name] = torch.stack([*seen[name], tensor.detach().cpu().clone()])
 
 
 _SHORT = {

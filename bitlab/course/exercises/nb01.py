@@ -1,5 +1,7 @@
 """Exercises of notebook 01, why one bit."""
 
+import torch
+
 from bitlab.course.exercises import exercise
 
 
@@ -25,18 +27,38 @@ class SelectAndCount:
         return (p & v).bit_count()
 
 
-@exercise("01.3", "The papers' price of a linear layer", difficulty=2, minutes=6)
-class Price:
-    cases = [
-        (768, 768, 128, 1, 1),
-        (768, 768, 128, 32, 32),
-        (768, 3072, 128, 1, 4),
-        (384, 1536, 64, 1, 32),
-        (128, 256, 1, 8, 8),
+def _layers() -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((3, 8, 5), (1, 16, 2), (4, 6, 6))
+    return [
+        (torch.randn(n, k, generator=generator), torch.randn(m, k, generator=generator) + 0.2, 0.5 * n)
+        for n, k, m in shapes
     ]
 
-    def reference(inputs, outputs, tokens, weight_bits, activation_bits):
-        return 2 * inputs * outputs * tokens * min(1.0, weight_bits * activation_bits / 64)
 
-    def wrong(inputs, outputs, tokens, weight_bits, activation_bits):  # a float product costs 1, not 32 * 32 / 64
-        return 2 * inputs * outputs * tokens * weight_bits * activation_bits / 64
+@exercise("01.3", "A scale for each output", difficulty=2, minutes=8)
+class RowScales:
+    cases = _layers
+
+    def reference(x, weight, a):
+        signs = (weight >= weight.mean()) * 2.0 - 1
+        return ((x >= 0) * 2.0 - 1) @ signs.T * (a * weight.abs().mean(dim=1))
+
+    def wrong(x, weight, a):  # one scale for all rows, the layer that the notebook builds
+        signs = (weight >= weight.mean()) * 2.0 - 1
+        return ((x >= 0) * 2.0 - 1) @ signs.T * (a * weight.abs().mean())
+
+
+@exercise("01.4", "Your layer without floats", difficulty=3, minutes=12)
+class BitLinear:
+    cases = [
+        (0b0110, [0b0011, 0b1111, 0b0110], 4, 0.5, [0.0, 1.0, -1.0]),
+        (0b1011_0010, [0b1111_0000, 0b0100_1101], 8, 0.25, [0.5, 0.5]),
+        (0, [0], 3, 2.0, [0.0]),
+    ]
+
+    def reference(x, rows, n, scale, bias):
+        return [(n - 2 * (x ^ row).bit_count()) * scale + b for row, b in zip(rows, bias)]
+
+    def wrong(x, rows, n, scale, bias):  # the scale belongs to the product alone
+        return [(n - 2 * (x ^ row).bit_count() + b) * scale for row, b in zip(rows, bias)]

@@ -1,0 +1,208 @@
+"""The pictures of notebook 01, why one bit."""
+
+from collections.abc import Callable, Mapping
+from textwrap import fill
+
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from bitlab import BitConfig, binarize
+from bitlab.cost import Summary, summary
+from bitlab.course.plots import COLORS, INK, LOOK, bars
+
+TWO = ListedColormap(["white", COLORS["binary"]])
+
+
+def bits(x: Tensor, w: Tensor) -> Axes:
+    """Two vectors of signs as rows of bits, and where they agree."""
+    rows = torch.stack([x > 0, w > 0, x == w]).int()
+    _, ax = plt.subplots(figsize=(5, 1.6))
+    ax.imshow(rows, cmap=TWO)
+    _write(ax, rows)
+    agree, n = int(rows[2].sum()), x.numel()
+    ax.set(xticks=[], title=f"{agree} agree, {n - agree} differ: {agree} − {n - agree} = {2 * agree - n}")
+    ax.set_yticks(range(3), ["x", "w", "XNOR"])
+    ax.grid(visible=False)
+    ax.figure.set_label(
+        f"Rows of {n} bits: x, w and their XNOR, which has {agree} ones; the product is {2 * agree - n}."
+    )
+    return ax
+
+
+def _write(ax: Axes, numbers: Tensor) -> None:
+    """Every number of a matrix into its cell."""
+    for row, line in enumerate(numbers.int().tolist()):
+        for column, number in enumerate(line):
+            ax.text(column, row, number, ha="center", va="center", fontsize=8)
+
+
+def on_paper(counts: Mapping[str, Summary]) -> list[Axes]:
+    """Size by kind of number, and operations by precision, on logarithmic axes: from float (grey) to bits (orange).
+
+    Args: counts: precision -> summary; the first is the float model, the last the one with the fewest bits.
+    """
+    first, *_, last = counts
+    _, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.7), width_ratios=(1.25, 1))
+    _sizes(left, counts[first], counts[last])
+    parts = {"products": ("matmul_flops", "binary", "o"), "all the rest": ("elementwise_flops", "float", "s")}
+    for name, (attribute, role, marker) in parts.items():
+        flops = [getattr(count, attribute) / 1e9 for count in counts.values()]
+        right.plot(list(counts), flops, marker=marker, markeredgecolor=INK, label=name, **LOOK[role])
+        for place, number in enumerate(flops):
+            right.annotate(
+                f"{number:.2g}", (place, number), (0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+    right.set(yscale="log", ylim=(0.03, 100), ylabel="GFLOPs (log)", title="operations, 128 tokens")
+    right.set_xlim(-0.4, len(counts) - 0.6)
+    right.legend()
+    sizes, flops = ([getattr(counts[p], name) for p in (first, last)] for name in ("mib", "flops"))
+    left.figure.set_label(
+        f"Left: {first} to {last}, {sizes[0]:.0f} MiB to {sizes[1]:.1f}: weights and word embedding shrink 32 times, "
+        f"the rest stays. Right: the products fall from {flops[0] / 1e9:.0f} GFLOPs 64 times, the rest stays."
+    )
+    return [left, right]
+
+
+def _sizes(ax: Axes, floats: Summary, binary: Summary) -> None:
+    """Each kind of number as two dots: what it takes as floats, and what it takes beside bits."""
+    kinds = sorted((k for k in binary.kinds.values() if k.mib > 0.01), key=lambda k: k.mib)
+    for place, cost in enumerate(kinds):
+        before = floats.kinds[cost.kind].mib if cost.kind in floats.kinds else 0
+        if before:
+            ax.plot([cost.mib, before], [place, place], color="#bbbbbb", linestyle="-", linewidth=1.2, zorder=1)
+            ax.plot(before, place, "s", color=COLORS["float"], markeredgecolor=INK)
+        role = "binary" if cost.one_bit_parameters else "float"
+        ax.plot(cost.mib, place, "o", color=COLORS[role], markeredgecolor=INK)
+        ax.annotate(
+            f"{cost.mib:.2g}",
+            (cost.mib, place),
+            (-6, 0),
+            textcoords="offset points",
+            va="center",
+            ha="right",
+            fontsize=8,
+        )
+        if before > 2 * cost.mib:
+            ax.annotate(f"{before:.3g}", (before, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set_yticks(range(len(kinds)), [cost.kind for cost in kinds])
+    ax.set(xscale="log", xlim=(0.03, 2000), ylim=(-0.6, len(kinds) - 0.4), xlabel="MiB (log)")
+    ax.set_title(f"size: {floats.mib:.0f} MiB to {binary.mib:.1f}")
+    ax.grid(visible=False)
+
+
+def cost(layers: int, width: int, length: int, precision: str) -> list[Axes]:
+    """Size and operations of a BERT of this shape, in float and in bits."""
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+    with torch.device("meta"):
+        model = BertForSequenceClassification(
+            BertConfig(**shape, intermediate_size=4 * width, max_position_embeddings=512)
+        )
+    before = summary(model, length)
+    after = summary(binarize(model, BitConfig.from_precision(precision)), length)
+    _, axes = plt.subplots(1, 2, figsize=(6, 1.9))
+    pairs = {"MiB": (before.mib, after.mib), "GFLOPs": (before.flops / 1e9, after.flops / 1e9)}
+    for ax, (unit, (a, b)) in zip(axes, pairs.items()):
+        ax.barh([precision, "W32A32"], [b, a], color=[COLORS["binary"], COLORS["float"]], edgecolor=INK, linewidth=0.8)
+        ax.set(xlabel=unit, title=f"{a:.3g} to {b:.3g}: {a / b:.0f} times")
+        ax.grid(visible=False)
+    told = f"{before.mib:.0f} MiB become {after.mib:.1f}, {before.flops / 1e9:.1f} GFLOPs {after.flops / 1e9:.2f}"
+    axes[0].figure.set_label(f"{layers} layers of width {width} at length {length}, {precision}: {told}.")
+    return list(axes)
+
+
+def straight_through() -> Axes:
+    """The graph of the straight-through estimator: forward through the step, backward around it."""
+    _, ax = plt.subplots(figsize=(6.6, 2.2))
+    ax.set(xlim=(0, 10), ylim=(0, 3.4))
+    ax.axis("off")
+    for x, text in ((0.8, "real\nw"), (4.2, "sign"), (7.3, "bit\n±1"), (9.3, "loss")):
+        face = COLORS["binary"] if text.startswith("bit") else "white"
+        ax.add_patch(FancyBboxPatch((x - 0.5, 1.7), 1.0, 1.0, boxstyle="round,pad=0.08", facecolor=face, edgecolor=INK))
+        ax.text(x, 2.2, text, ha="center", va="center")
+    for begin, end in ((1.4, 3.6), (4.8, 6.7), (7.9, 8.7)):
+        _arrow(ax, (begin, 2.5), (end, 2.5), COLORS["binary"], "-")
+    for begin, end in ((8.7, 7.9), (6.7, 4.8), (3.6, 2.7)):
+        _arrow(ax, (begin, 1.95), (end, 1.95), COLORS["latent"], "--")
+    ax.text(2.5, 2.75, "forward", ha="center")
+    ax.text(5.75, 2.1, "gradient g", ha="center", color=COLORS["latent"])
+    ax.text(2.5, 1.95, "g × 0", ha="right", va="center", fontweight="bold", color=COLORS["latent"])
+    _arrow(ax, (7.3, 1.6), (0.8, 1.6), COLORS["latent"], "--", bend=-0.17)
+    ax.text(4.05, 0.25, "straight through: g goes around the step, as it is", ha="center", color=COLORS["latent"])
+    ax.figure.set_label(
+        "A graph from left to right: the real number w, its sign, the bit, the loss. Backward through sign, the "
+        "gradient g would be multiplied by zero; the straight-through estimator leads it around sign, as it is."
+    )
+    return ax
+
+
+def _arrow(ax: Axes, begin: tuple, end: tuple, color: str, style: str, bend: float = 0.0) -> None:
+    shape = {"arrowstyle": "-|>", "mutation_scale": 13, "connectionstyle": f"arc3,rad={bend}"}
+    ax.add_patch(FancyArrowPatch(begin, end, color=color, linestyle=style, linewidth=1.8, **shape))
+
+
+def product_of_codes(codes: Tensor, signs: Tensor) -> list[Axes]:
+    """codes (tokens, in) times signs (out, in), transposed: every entry written into its cell."""
+    product = codes @ signs.T
+    _, axes = plt.subplots(1, 3, figsize=(7.4, 2.4), width_ratios=(2.2, 1, 1))
+    titles = (f"codes of x {tuple(codes.shape)}", "signs of W, transposed", "their product")
+    for ax, matrix, title in zip(axes, (codes, signs.T, product), titles):
+        bound = product.abs().max().item()
+        if matrix is product:
+            ax.imshow(matrix, cmap="Greys", vmin=-bound, vmax=3 * bound)
+        else:
+            ax.imshow(matrix > 0, cmap=TWO)
+        _write(ax, matrix)
+        ax.set(xticks=[], yticks=[], title=title)
+        ax.axis("off")
+    told = f"numbers from {int(product.min())} to {int(product.max())}"
+    axes[0].figure.set_label(f"Two matrices of plus and minus ones, and their product: whole {told}.")
+    return list(axes)
+
+
+def attention_row(words: list[str], rows: Mapping[str, Tensor]) -> list[Axes]:
+    """One row of attention, once for each way to compute it: how much one word looks at every word."""
+    _, axes = plt.subplots(1, len(rows), figsize=(6.6, 2.3), sharey=True)
+    for ax, (name, row), role in zip(axes, rows.items(), ("float", "binary")):
+        ax.bar(range(len(row)), row.detach().cpu(), width=0.65, color=COLORS[role], edgecolor=INK, linewidth=0.7)
+        ax.set_title(name)
+        ax.set_xticks(range(len(words)), words, rotation=60)
+    axes[0].set_ylabel("attention")
+    axes[0].figure.set_label("A row of attention: in float it has peaks; with signs all its bars have the same height.")
+    return list(axes)
+
+
+def blame(scores: Mapping[str, float], chance: float) -> Axes:
+    """Who breaks the model: the first score is the baseline, one whose name ends in "(control)" is hatched."""
+    _, ax = plt.subplots(figsize=(7.2, 2.9))
+    control = next(name for name in scores if "control" in name)
+    bars(scores, baseline=next(iter(scores)), control=control, chance=chance, ax=ax)
+    ax.set_xticks(range(len(scores)), [fill(name, 13) for name in scores])
+    told = ", ".join(f"{' '.join(name.split())} {score:.2f}" for name, score in scores.items())
+    ax.figure.set_label(f"Dev accuracy: {told}; guessing {chance:.2f}.")
+    return ax
+
+
+def readers(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Callable[[str], Axes]:
+    """A picture for a sentence: how positive each model finds it. The first model is the float one."""
+
+    @torch.no_grad()
+    def read(sentence: str) -> Axes:
+        tokens = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=64)
+        _, ax = plt.subplots(figsize=(6, 1.9))
+        for place, model in enumerate(models.values()):
+            positive = model.eval()(**tokens.to(model.device)).logits.softmax(-1)[0, 1].item()
+            ax.barh(place, positive - 0.5, left=0.5, color=COLORS["binary" if place else "float"], edgecolor=INK)
+        ax.axvline(0.5, color=INK, linewidth=0.8)
+        ax.set_yticks(range(len(models)), [" ".join(name.split()) for name in models])
+        ax.set(xlim=(0, 1), xlabel="probability of a positive sentence")
+        ax.set_title(tokenizer.decode(tokens["input_ids"][0, 1:-1])[:56] or "(nothing)", parse_math=False)
+        ax.invert_yaxis()
+        ax.figure.set_label("How positive each model finds the sentence, as bars to the left or right of one half.")
+        return ax
+
+    return read
