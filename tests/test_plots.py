@@ -10,11 +10,12 @@ import pytest
 import torch
 from matplotlib import colors
 from matplotlib import pyplot as plt
+from tiny_models import tiny
 from torch import nn
 
 from bitlab.binarizers import elastic
 from bitlab.course import explore, plots
-from bitlab.course.probes import readable, record, snapshot, table
+from bitlab.course.probes import attend, follow, readable, record, snapshot, table
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryLinear, ElasticBinarizer
 
@@ -326,3 +327,30 @@ def test_readable_names_fit_into_a_figure(name, short):
 def test_runs_that_score_alike_have_no_spread():
     ax = plots.bars({"teacher": [0.8424559654370223] * 3, "student": [0.1, 0.1, 0.1]})
     assert len(ax.patches) == 2
+
+
+def test_follow_keeps_what_tensors_were_at_every_call_in_training():
+    layer = nn.Linear(2, 1)
+    with follow(layer, weight=layer.weight) as seen:
+        for step in range(3):
+            layer.eval()(torch.ones(1, 2))  # an evaluation is no step
+            layer.train()(torch.ones(1, 2))
+            layer.weight.data.fill_(step)
+    layer(torch.ones(1, 2))
+    assert seen["weight"].shape == (4, 1, 2)
+    assert seen["weight"][1:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_a_model_attends_with_the_readers_function_mask_or_none():
+    model = tiny()
+    tokens = {"input_ids": torch.tensor([[2, 7, 8, 3]])}
+
+    def first_only(module, q, k, v, mask, scaling, **_):
+        probs = (0 * (q @ k.mT) * scaling + mask).softmax(-1)
+        return (probs @ v).transpose(1, 2), probs
+
+    masked = tokens | {"attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    attend(model, first_only)
+    for given, expected in ((tokens, [0.25] * 4), (masked, [0.5, 0.5, 0, 0])):
+        probs = model(**given, output_attentions=True).attentions[0]
+        assert probs[0, 0, 0].tolist() == pytest.approx(expected)

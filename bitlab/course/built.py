@@ -11,13 +11,17 @@ def assert_equal(yours: Callable, bitlabs: Callable, *, tolerance: float = 0.0, 
 
     Both are called on copies of the inputs, in the order in which these are named, and both get the same random
     gradient from above. Compared are the output, the gradient of every float input, and those of the parameters that
-    both have under the same name.
+    both have under the same name. For instance::
 
         assert_equal(yours=my_elastic, bitlabs=elastic, x=x, alpha=alpha)
 
     Args:
+        yours, bitlabs: functions, or layers with parameters.
         tolerance: largest difference allowed, as a share of the largest entry; 0 asks for equality bit for bit.
-    Raises: AssertionError, which names the tensor and the difference.
+        inputs: tensors by name.
+
+    Raises:
+        AssertionError: names the tensor and the difference.
     """
     mine, theirs = _ran(yours, inputs), _ran(bitlabs, inputs)
     for name in (name for name in theirs if name in mine):

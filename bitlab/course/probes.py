@@ -112,9 +112,14 @@ def snapshot(x: Tensor, codes: Tensor | None = None, alpha: float | None = None,
 def attend(model: PreTrainedModel, function: Callable) -> PreTrainedModel:
     """Let a model's attention modules call `function(module, query, key, value, mask, scaling, **rest)`.
 
-    query, key and value are (batch, heads, length, head_dim), the mask is additive (0.0 where there is nothing to
-    mask). The function returns the context, (batch, length, heads, head_dim), and what `output_attentions=True` shows.
-    Returns: the same model.
+    Args:
+        model: a transformers encoder.
+        function: query, key and value are (batch, heads, length, head_dim), the mask is additive (0.0 where there is
+            nothing to mask). It returns the context, (batch, length, heads, head_dim), and what
+            `output_attentions=True` shows.
+
+    Returns:
+        The same model.
     """
 
     def call(module, query, key, value, attention_mask, scaling=None, **rest):
@@ -138,11 +143,14 @@ _ATTENTION: dict[str, Callable] = {}
 def follow(model: nn.Module, **tensors: Tensor) -> Iterator[dict[str, Tensor]]:
     """Note some tensors every time that the model is called in training.
 
+    For instance::
+
         with follow(student, weight=layer.weight, alpha=binarizer.alpha) as seen:
             lab.train(student, data, teacher)
-        seen["weight"]                                  # (steps, out, in), from before the first step on
+        seen["weight"]  # (steps + 1, out, in), from before the first step on
 
-    Yields: a dict that holds, after the block, every tensor's history; the last entry is from after the training.
+    Yields:
+        A dict that holds, after the block, every tensor's history; the last entry is from after the training.
     """
     seen = {name: [] for name in tensors}
 

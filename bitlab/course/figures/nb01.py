@@ -44,7 +44,8 @@ def _write(ax: Axes, numbers: Tensor) -> None:
 def on_paper(counts: Mapping[str, Summary]) -> list[Axes]:
     """Size by kind of number, and operations by precision, on logarithmic axes: from float (grey) to bits (orange).
 
-    Args: counts: precision -> summary; the first is the float model, the last the one with the fewest bits.
+    Args:
+        counts: precision -> summary; the first is the float model, the last the one with the fewest bits.
     """
     first, *_, last = counts
     _, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.7), width_ratios=(1.25, 1))
