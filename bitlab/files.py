@@ -121,18 +121,23 @@ def load_folder(folder: Path, **options):
     Raises:
         BitlabError: whatever keeps it from loading.
     """
+    kind = model_class(read_model_config(folder)[0].get("architectures"), folder)
+    with loading(folder):
+        return kind.from_pretrained(folder, **SAFELY, **options).eval()
+
+
+def model_class(architectures, where: str | os.PathLike) -> type:
+    """The class of transformers that a config.json names, or a BitlabError."""
     import transformers
 
-    names = read_model_config(folder)[0].get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise BitlabError(
-            f"config.json in {str(folder)!r} names no model class of transformers ({name!r}): copy it again, or load "
+            f"config.json in {str(where)!r} names no model class of transformers ({name!r}): copy it again, or load "
             f"it with the from_pretrained of its own class"
         )
-    with loading(folder):
-        return kind.from_pretrained(folder, **SAFELY, **options).eval()
+    return kind
 
 
 # For every from_pretrained of a folder.

