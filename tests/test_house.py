@@ -2,12 +2,16 @@
 
 import ast
 import os
+import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from bitlab import results
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,6 +62,19 @@ def test_every_folder_of_the_package_is_installed():
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in modules()}
     assert sorted(told) == sorted({*there, "bitlab.course.notebooks"})
+
+
+def test_contributing_names_files_that_are_there():
+    named = re.findall(r"`((?:bitlab|tests|notebooks|\.github)/[\w./]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    named = [name for name in named if "NAME" not in name and "NN" not in name]
+    assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_constraints_are_the_versions_behind_the_stored_rows():
+    pinned = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / ".github" / "constraints.txt").read_text(), re.MULTILINE))
+    stored = [record["versions"] for record in results.records(results.SHIPPED)]
+    usual = {name: Counter(v[name].partition("+")[0] for v in stored).most_common(1)[0][0] for name in stored[0]}
+    assert pinned == {name: number for name, number in usual.items() if name not in ("python", "bitlab")}
 
 
 def test_torch_and_transformers_are_capped():

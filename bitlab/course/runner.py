@@ -3,6 +3,7 @@
 import html
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,12 +49,23 @@ class Done:
 
 
 def execute_all(paths: list[Path], at_once: int, timeout: float | None) -> Iterator[tuple[Path, Done]]:
-    """Execute notebooks in their folders; yields them in order. One that is not asked for any more is not begun."""
+    """Execute notebooks in their folders; yields them in order, up to the first that fails, after which none begins."""
+    failed = threading.Event()
+
+    def execute_one(path: Path) -> Done | None:
+        if failed.is_set():
+            return None
+        done = execute(path, timeout)
+        if done.failure:
+            failed.set()
+        return done
+
     with ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(execute, path, timeout) for path in paths]
         try:
-            for path, done in zip(paths, running):
-                yield path, done.result()
+            for path, done in zip(paths, pool.map(execute_one, paths)):
+                yield path, done
+                if done.failure:
+                    return
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
