@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 # The spine: notebook -> what the reader builds there, one name an essential line: {"03": ("elastic", "binarizer")}.
 SPINE = {
     "01": ("sign", "straight-through", "linear", "loop"),
+    "02": ("sets", "best-scale"),
 }
 LINES = [(number, name) for number, names in SPINE.items() for name in names]
 

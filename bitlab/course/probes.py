@@ -1,5 +1,7 @@
 """What flows through a model: statistics of the tensors that its binarizers or linear layers are given."""
 
+import copy
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from bitlab.config import BitConfig
+from bitlab.convert import binarize
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
 from bitlab.text import aligned
@@ -107,6 +111,36 @@ def snapshot(x: Tensor, codes: Tensor | None = None, alpha: float | None = None,
         alpha=alpha,
         tensor=x.clone() if keep else None,
     )
+
+
+FIRST_LAYER = {
+    "hidden states": "attention.self.query.input_binarizer",
+    "queries": "attention.self.query_binarizer",
+    "attention probabilities": "attention.self.probs_binarizer",
+    "ReLU outputs": "output.dense.input_binarizer",
+}
+
+
+@torch.no_grad()
+def first_layer(model: PreTrainedModel, data, examples: int = 64) -> dict[str, Tensor]:
+    """Four tensors of a float BERT's first layer that a binary one binarizes, on the CPU.
+
+    They are read off a copy with binarizers that let everything through, and with BiT's ReLU. The sentences are of one
+    length, the most frequent one on dev, so that there is no padding among the numbers.
+
+    Args:
+        model: in float.
+        data: a task's tokens, as of `lab.data()`.
+        examples: sentences at most.
+    """
+    probe = binarize(copy.deepcopy(model), BitConfig(weight_bits=32, activation_bits=32))
+    dev = next(iter(data.evaluations.values()))
+    length = statistics.mode(map(len, dev["input_ids"]))
+    rows = [row for row in dev if len(row["input_ids"]) == length][:examples]
+    with record(probe.eval(), names="layer.0.", keep=True) as seen:
+        probe(**data.collate(rows).to(probe.device))
+    ends = {name: next(n for n in seen if n.endswith("layer.0." + place)) for name, place in FIRST_LAYER.items()}
+    return {name: seen[end][-1].tensor.cpu() for name, end in ends.items()}
 
 
 def attend(model: PreTrainedModel, function: Callable) -> PreTrainedModel:

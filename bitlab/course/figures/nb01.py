@@ -166,14 +166,16 @@ def product_of_codes(codes: Tensor, signs: Tensor) -> list[Axes]:
 
 
 def attention_row(words: list[str], rows: Mapping[str, Tensor]) -> list[Axes]:
-    """One row of attention, once for each way to compute it: how much one word looks at every word."""
+    """One row of attention, in float first and then in bits: how much one word looks at every word."""
     _, axes = plt.subplots(1, len(rows), figsize=(6.6, 2.3), sharey=True)
-    for ax, (name, row), role in zip(axes, rows.items(), ("float", "binary")):
-        ax.bar(range(len(row)), row.detach().cpu(), width=0.65, color=COLORS[role], edgecolor=INK, linewidth=0.7)
+    for place, (ax, (name, row)) in enumerate(zip(axes, rows.items())):
+        color = COLORS["binary" if place else "float"]
+        ax.bar(range(len(row)), row.detach().cpu(), width=0.65, color=color, edgecolor=INK, linewidth=0.7)
         ax.set_title(name)
         ax.set_xticks(range(len(words)), words, rotation=60)
     axes[0].set_ylabel("attention")
-    axes[0].figure.set_label("A row of attention: in float it has peaks; with signs all its bars have the same height.")
+    told = [f"{name}, {len(set(row.tolist()))} different heights" for name, row in rows.items()]
+    axes[0].figure.set_label(f"A row of attention as bars, one a word: {'; '.join(told)}.")
     return list(axes)
 
 

@@ -1,0 +1,118 @@
+"""The pictures of notebook 02, two-set binarization."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from bitlab.binarizers import elastic
+from bitlab.course import plots
+from bitlab.course.figures.nb01 import attention_row
+from bitlab.course.plots import COLORS, INK, LOOK
+
+__all__ = ["attention_row", "error_curves", "histograms", "sets_compared", "tensor_and_error"]
+
+SETS = {True: "{−a, +a}", False: "{0, a}"}
+
+
+def histograms(tensors: Mapping[str, Tensor]) -> list[Axes]:
+    """Four tensors, and the shares of the two levels that sign would give them."""
+    _, axes = plt.subplots(2, 2, figsize=(6.4, 4.2))
+    for ax, (name, x) in zip(axes.flat, tensors.items()):
+        plots.histogram(x, elastic(x, x.abs().mean()), ax=ax).set(title=name, xlabel="", ylabel="")
+        ax.get_legend().remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("density")
+    for ax in axes[1]:
+        ax.set_xlabel("value")
+    axes[0, 0].legend(loc="upper left")
+    told = ", ".join(f"{name} {(x >= 0).float().mean():.0%}" for name, x in tensors.items())
+    axes[0, 0].figure.set_label(f"Histograms of four tensors and of their signs; share of signs that are plus: {told}.")
+    return list(axes.flat)
+
+
+def relative_error(x: Tensor, y: Tensor) -> float:
+    """Squared error as a share of x's squares."""
+    return ((x - y).square().sum() / x.square().sum()).item()
+
+
+def error_curves(tensors: Mapping[str, Tensor], best: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> list[Axes]:
+    """The error of bits against their scale, one panel a set; a dot marks where BiT starts."""
+    _, axes = plt.subplots(1, 2, figsize=(6.8, 2.7), sharey=True)
+    ratios, looks = torch.linspace(0.05, 2.5, 80), (LOOK["latent"], LOOK["float"])
+    for ax, (signed, title) in zip(axes, SETS.items()):
+        names = [name for name, x in tensors.items() if bool(x.min() < 0) == signed]
+        for name, look in zip(names, looks):
+            x, scale = tensors[name], best[name]
+            ax.plot(
+                ratios, [relative_error(x, elastic(x, r * scale, signed=signed)) for r in ratios], **look, label=name
+            )
+            error = relative_error(x, elastic(x, start[name], signed=signed))
+            label = "BiT's start" if name == names[-1] else "_"
+            ax.plot(start[name] / scale, error, "o", color=COLORS["binary"], markeredgecolor=INK, label=label)
+        ax.axvline(1, ymax=0.6, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
+        ax.set(title=title, xlabel="scale / best scale", ylim=(0, 1.7))
+        ax.legend(loc="upper center", fontsize=7.5)
+    axes[0].set_ylabel("relative error")
+    told = ", ".join(f"{name} {start[name] / best[name]:.2f}" for name in tensors)
+    axes[0].figure.set_label(f"Error against scale, lowest at the best scale; BiT starts at so many times it: {told}.")
+    return list(axes)
+
+
+def sets_compared(
+    errors: Mapping[str, Mapping[str, float]], accuracy: Mapping[str, float], chance: float
+) -> list[Axes]:
+    """What a bit loses of four tensors, by method; and what a model still knows whose probabilities became bits.
+
+    Args:
+        errors: tensor -> method -> relative error.
+        accuracy: name -> score; the first is the float model, a name with "control" is hatched.
+    """
+    _, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), width_ratios=(1.25, 1))
+    methods = list(next(iter(errors.values())))
+    crossed = {"facecolor": "white", "hatch": "xxxx"}
+    looks = (crossed, {"color": COLORS["binary"]}, {"facecolor": "white", "hatch": "////"})
+    for shift, (method, look) in enumerate(zip(methods, looks)):
+        heights = [of[method] for of in errors.values()]
+        places = [place + 0.27 * (shift - 1) for place in range(len(errors))]
+        left.bar(places, heights, 0.25, edgecolor=INK, label=method, **look)
+    left.axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
+    left.set(title="what one bit loses of a tensor", ylabel="relative error", ylim=(0, 2.3))
+    left.set_xticks(range(len(errors)), [name.replace(" ", "\n") for name in errors])
+    left.legend(loc="upper left", ncols=3, columnspacing=0.8, handlelength=1.4)
+    control = next(name for name in accuracy if "control" in name)
+    plots.bars(accuracy, baseline=next(iter(accuracy)), control=control, chance=chance, ax=right)
+    right.patches[1].set(**crossed)  # the same set as on the left
+    right.set_xticks(range(len(accuracy)), [name.replace(" (", "\n(") for name in accuracy])
+    right.set_title("probabilities in one bit")
+    told = ", ".join(f"{name} {score:.2f}" for name, score in accuracy.items())
+    left.figure.set_label(
+        f"Left: error of four tensors by set, lowest in the set of its shape. Right: accuracy: {told}."
+    )
+    return [left, right]
+
+
+def tensor_and_error(
+    tensors: Mapping[str, Tensor], best: Callable[[Tensor, bool], Tensor]
+) -> Callable[..., list[Axes]]:
+    """A picture for a tensor, a set and a scale: where the levels stand, and the place on the error curve."""
+
+    def draw(tensor: str, signed: bool, scale: float) -> list[Axes]:
+        x = tensors[tensor]
+        alpha = best(x, signed)
+        y = elastic(x, scale * alpha, signed=signed)
+        _, axes = plt.subplots(1, 2, figsize=(7, 2.6))
+        plots.histogram(x, y, alpha=scale * alpha, ax=axes[0]).set_title(f"{tensor}, {SETS[signed]}")
+        ratios = torch.linspace(0.1, 3, 50)
+        axes[1].plot(
+            ratios, [relative_error(x, elastic(x, r * alpha, signed=signed)) for r in ratios], **LOOK["latent"]
+        )
+        axes[1].plot(scale, relative_error(x, y), "o", color=COLORS["binary"], markeredgecolor=INK)
+        axes[1].set(xlabel="scale / best scale", ylabel="relative error", ylim=(0, 2))
+        axes[1].set_title(f"error {relative_error(x, y):.3f}")
+        axes[0].figure.set_label(f"{tensor} and its two levels, beside the error as a function of the scale.")
+        return list(axes)
+
+    return draw
