@@ -106,3 +106,14 @@ def matmul_precision(level: str):
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def torch_threads(number: int):
+    """So many threads of torch, on the CPU, while the block runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,8 @@
 """`explore`: a figure, with controls where somebody can use them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 
 from IPython.display import HTML, Pretty, display
@@ -24,6 +25,8 @@ NO_SHORTCUTS = """<script>
 def explore(draw: Callable, **controls) -> None:
     """Draw a figure at its default values, and add live controls to it unless the run is headless.
 
+    For instance::
+
         def draw(alpha, signed):
             ...
             return ax                                   # axes, a figure, HTML(...), or text
@@ -40,24 +43,27 @@ def explore(draw: Callable, **controls) -> None:
         draw: called with one keyword argument a control; returns what to show, without `plt.show()`.
         controls: `(minimum, maximum, step, default)` is a slider (of integers if all four are), a list is a
             dropdown whose first entry is the default, True or False a checkbox, a string a text field.
-    Raises: BitlabError for a control that is none of these; whatever `draw` raises at the default values.
+
+    Raises:
+        BitlabError: for a control that is none of these; whatever `draw` raises at the default values.
     """
-    values = {name: default(name, control) for name, control in controls.items()}
+    known = {name: control(name, described) for name, described in controls.items()}
+    values = {name: each.default for name, each in known.items()}
     picture = _drawn(draw, values)
     if headless():
         display(picture)
         if "PYTEST_VERSION" in os.environ:
-            for other in _others(controls):
+            for other in ({name: value} for name, each in known.items() for value in each.others):
                 tried = _drawn(draw, values | other)
                 if isinstance(tried, Figure):
                     plots.picture(tried)  # what is no valid mathtext is an error only now
         return
 
-    from ipywidgets import VBox
+    import ipywidgets
 
-    fields = {name: _field(name, control) for name, control in controls.items()}
+    fields = {name: each.field(ipywidgets, name.replace("_", " ")) for name, each in known.items()}
     display(HTML(NO_SHORTCUTS))
-    display(VBox(list(fields.values())))
+    display(ipywidgets.VBox(list(fields.values())))
     shown = display(picture, display_id=True)
 
     def redraw(_change):
@@ -71,35 +77,43 @@ def explore(draw: Callable, **controls) -> None:
         field.observe(redraw, names="value")
 
 
-def default(name: str, control):
-    """The value that a control starts with; a BitlabError if it describes no control."""
-    match control:
-        case bool() | str():
-            return control
-        case [first, *_] if isinstance(control, list):
-            return first
-        case (Real() as low, Real() as high, Real() as step, Real() as start):
-            if low <= start <= high and step > 0:
-                return start
+@dataclass(frozen=True)
+class Control:
+    """What can be moved: its first value, others that are worth a try, and the ipywidget that shows it."""
+
+    default: object
+    others: Sequence
+    widget: str
+    options: dict
+    tip: str
+
+    def field(self, ipywidgets, label: str):
+        """The widget, described by its label."""
+        look = {"description": label, "style": {"description_width": "initial"}, "tooltip": f"{label}: {self.tip}"}
+        return getattr(ipywidgets, self.widget)(value=self.default, **self.options, **look)
+
+
+def control(name: str, described) -> Control:
+    """What `explore` makes of one of its arguments.
+
+    Raises:
+        BitlabError: if it describes no control.
+    """
+    match described:
+        case bool():
+            return Control(described, (not described,), "Checkbox", {"indent": False}, "on or off")
+        case str():
+            return Control(described, ODD_TEXTS, "Text", {"continuous_update": False}, "type, then Enter")
+        case [first, *others] if isinstance(described, list):
+            return Control(first, others, "Dropdown", {"options": described}, "choose one")
+        case (Real() as low, Real() as high, Real() as step, Real() as start) if low <= start <= high and step > 0:
+            widget = "IntSlider" if all(isinstance(number, int) for number in described) else "FloatSlider"
+            bounds = {"min": low, "max": high, "step": step}
+            return Control(start, (low, high), widget, bounds, f"{low} to {high}, arrow keys")
     raise BitlabError(
-        f"{name}={control!r} describes no control: "
+        f"{name}={described!r} describes no control: "
         f"write (minimum, maximum, step, default), a list, True or False, or a string"
     )
-
-
-def _others(controls: dict) -> Iterator[dict]:
-    """{name: value} for each value of a control that is worth a try beside its default."""
-    for name, control in controls.items():
-        match control:
-            case bool():
-                values = (not control,)
-            case str():
-                values = ODD_TEXTS
-            case list():
-                values = control[1:]
-            case (low, high, *_):
-                values = (low, high)
-        yield from ({name: value} for value in values)
 
 
 def _drawn(draw: Callable, values: dict):
@@ -117,21 +131,3 @@ def _drawn(draw: Callable, values: dict):
         return plots.figure_of(result) or result
     finally:
         plt.close("all")  # or the inline backend shows the figure a second time at the end of the cell
-
-
-def _field(name: str, control):
-    """The ipywidget of a control, described by its name."""
-    import ipywidgets as w
-
-    label = name.replace("_", " ")
-    look = {"description": label, "style": {"description_width": "initial"}}
-    start = default(name, control)
-    if isinstance(control, bool):
-        return w.Checkbox(value=start, indent=False, tooltip=f"{label}: on or off", **look)
-    if isinstance(control, str):
-        return w.Text(value=start, continuous_update=False, tooltip=f"{label}: type, then Enter", **look)
-    if isinstance(control, list):
-        return w.Dropdown(options=control, value=start, tooltip=f"{label}: choose one", **look)
-    low, high, step, _ = control
-    slider = w.IntSlider if all(isinstance(number, int) for number in control) else w.FloatSlider
-    return slider(value=start, min=low, max=high, step=step, tooltip=f"{label}: {low} to {high}, arrow keys", **look)

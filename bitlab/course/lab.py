@@ -18,18 +18,14 @@ what needs a person.
 
 import gc
 import os
-import platform
-import random
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from bitlab import __version__
 from bitlab.course import exercises
 from bitlab.errors import BitlabError
 
@@ -115,13 +111,15 @@ class Lab:
             options: for `bitlab.DistillationTrainer`, for instance `distillation=DistillationConfig(hidden=0)`.
         Returns: the log, one dict every so many steps: step, loss and its terms.
         """
+        from transformers import set_seed
+
         from bitlab.experiments.schedule import StageSettings
         from bitlab.experiments.stage import train_stage
 
         rates = {"learning_rate": learning_rate, "alpha_learning_rate": alpha_learning_rate}
         settings = StageSettings(epochs=10_000, batch_size=32, max_steps=steps, **rates)
         teachers = [] if teacher is None else [teacher]
-        reseed(seed)
+        set_seed(seed)
         with tempfile.TemporaryDirectory() as folder:
             title = None if headless() else "train"
             log, *_ = train_stage(model, teachers, data, settings, Path(folder), seed, title, **options)
@@ -149,10 +147,12 @@ def start(notebook: str, model: str = "minilm", seed: int = 0) -> Lab:
         seed: for Python's, NumPy's and torch's generators.
     Raises: BitlabError if BITLAB_PRESET is neither quick nor full.
     """
+    from transformers import set_seed
+
     from bitlab.course import plots  # matplotlib is a need of the notebooks, not of who only calls `check`
 
     lab = Lab(notebook, preset(), seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"), model)
-    reseed(seed)
+    set_seed(seed)
     plots.use_style()
     quiet(progress=lab.full and not headless())
     if not lab.full:
@@ -175,13 +175,6 @@ def headless() -> bool:
     return "PYTEST_VERSION" in os.environ or "BITLAB_HEADLESS" in os.environ
 
 
-def reseed(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (every device's)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def quiet(progress: bool = False) -> None:
     """Keep library chatter off the page: progress bars (unless `progress`), advice, other packages'
     deprecations."""
@@ -197,15 +190,11 @@ def quiet(progress: bool = False) -> None:
 
 def versions() -> str:
     """For instance "bitlab 0.1 | Python 3.11 | torch 2.13 | transformers 5.23": major and minor numbers."""
-    import transformers  # slow to load, and `check` does not need it
+    from bitlab.experiments import environment  # slow to load, and `check` does not need it
 
-    numbers = {
-        "bitlab": __version__,
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return " | ".join(f"{name} {'.'.join(number.split('.')[:2])}" for name, number in numbers.items())
+    found = environment.versions()
+    shown = ("bitlab", "Python", "torch", "transformers")
+    return " | ".join(f"{name} {'.'.join(found[name.lower()].split('.')[:2])}" for name in shown)
 
 
 class ExerciseError(AssertionError):

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from bitlab import files
+from bitlab.compiled import torch_threads
 from bitlab.data.candidates import MaskedLM, in_case_of, replaceable
 from bitlab.errors import BitlabError
 
@@ -81,7 +80,7 @@ class Job:
         predicted = {}
         if self.masked_lm:
             sentences = {sentence for _, texts in rows for sentence in texts}
-            with _one_thread():
+            with torch_threads(1):  # sums in its order: the same in one process, which has all, as in many
                 predicted = self.masked_lm.candidates(sentences, self.settings.candidates)
         for number, texts in rows:
             for column, sentence in enumerate(texts):
@@ -99,17 +98,6 @@ class Job:
         """Write a part of the table, whole or not at all; returns how many original rows are in it."""
         files.write_json(part, {"rows": list(self.new_rows(rows))})
         return len(rows)
-
-
-@contextmanager
-def _one_thread():
-    """Sums in one thread's order: the same in one process, which has all threads, as in many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def make_parts(

@@ -12,10 +12,9 @@
         def wrong(parameters, bits):                  # a mistake that people make: it must fail
             return parameters / 8
 
-Optional: `tolerance` (relative and absolute, 1e-4 by default) and `same(expected, got) -> bool`, for answers
-that are right in more than one form. An answer is compared with `reference` on every case, so results may be
-numbers, strings, tensors, arrays, or tuples, lists and dicts of them. The tests run reference, stub and
-wrong answer of every exercise.
+Optional: `tolerance` (relative and absolute, 1e-4 by default). An answer is compared with `reference` on every case,
+so results may be numbers, strings, tensors, arrays, or tuples, lists and dicts of them. The tests run reference, stub
+and wrong answer of every exercise.
 """
 
 import importlib
@@ -43,7 +42,7 @@ class Exercise:
     reference: Callable
     wrong: Callable
     cases: Callable
-    same: Callable
+    tolerance: float
 
     def judge(self, answer: Callable) -> str | None:
         """None if `answer` agrees with the reference on every case, else "expected ..., got ...";
@@ -53,7 +52,7 @@ class Exercise:
             if got is NotImplemented:
                 raise NotImplementedError(self.id)
             expected = self.reference(*_copies(arguments))
-            if not self.same(expected, got):
+            if not agree(expected, got, self.tolerance):
                 called = ", ".join(_short(argument, 40) for argument in arguments)
                 return f"expected {_short(expected)}, got {_short(got)} for ({called})"
         return None
@@ -67,7 +66,7 @@ def exercise(id: str, title: str, difficulty: int, minutes: int) -> Callable[[ty
     def register(entry: type) -> type:
         if id in _REGISTRY and _REGISTRY[id].title != title:
             raise BitlabError(f"two exercises are called {id}: {_REGISTRY[id].title!r} and {title!r}")
-        cases, tolerance = entry.cases, getattr(entry, "tolerance", 1e-4)
+        cases = entry.cases
         _REGISTRY[id] = Exercise(
             id=id,
             title=title,
@@ -76,7 +75,7 @@ def exercise(id: str, title: str, difficulty: int, minutes: int) -> Callable[[ty
             reference=entry.reference,
             wrong=entry.wrong,
             cases=cases if callable(cases) else lambda: cases,
-            same=getattr(entry, "same", lambda expected, got: agree(expected, got, tolerance)),
+            tolerance=getattr(entry, "tolerance", 1e-4),
         )
         return entry
 
