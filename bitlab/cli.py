@@ -116,8 +116,7 @@ def _bench_packed(options: argparse.Namespace):
 
 
 def _bench_train(options: argparse.Namespace):
-    from bitlab.bench.steps import Shape
-    from bitlab.bench.training import bench, growth, table, tasks
+    from bitlab.bench.training import Shape, bench, growth, table, tasks
 
     if len(options.batch or []) > 1:
         raise BitlabError("bench train takes one --batch (--growth measures several)")

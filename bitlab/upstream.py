@@ -5,6 +5,9 @@ an underscore and that ours overrides stay in `bitlab.distillation.trainer`.
 """
 
 import inspect
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,3 +29,23 @@ def was_loaded(parameter: nn.Parameter) -> bool:
 def asks_interface(module: nn.Module) -> bool:
     """Whether an attention module looks its function up where `AttentionInterface.register` puts it."""
     return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__code__.co_names
+
+
+def allocations(call: Callable[[], object]) -> list[int]:
+    """Bytes of each tensor that a call allocates on a CPU (above 0) or frees (below), in the order of time."""
+    with _silent_errors(), torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+@contextmanager
+def _silent_errors():
+    """Keep what is written past Python, the profiler's own lines, off standard error."""
+    copy, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(copy, 2)
+        os.close(nowhere), os.close(copy)

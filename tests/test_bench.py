@@ -8,7 +8,7 @@ import torch
 from bitlab import cli, compiled
 from bitlab.bench import timing
 from bitlab.bench import training as bench
-from bitlab.bench.steps import BASELINE, CONTENDERS, KEPT, OURS, Measures, Shape, Step
+from bitlab.bench.training import BASELINE, CONTENDERS, KEPT, OURS, Measures, Shape, Step
 from bitlab.data.sample import sample_tokenizer
 
 TINY = Shape(layers=1, width=32, batch=2, length=8, vocabulary=200)
@@ -26,12 +26,9 @@ def test_every_contender_trains(name):
 
 
 def test_the_measures_do_not_change_what_is_computed():
-    """With and without compiled formulas, used rows and fused AdamW, four steps have the same losses."""
+    """With and without compiled formulas, and int8 products, four steps have the same losses."""
     curves = []
-    for measures in (
-        Measures(fast_products=False),
-        Measures(compiled=False, fast_products=False, used_rows=False, fused_adam=False),
-    ):
+    for measures in (Measures(), Measures(compiled=False, fast_products=False)):
         torch.manual_seed(0)
         step = Step(TINY, measures)
         for model in (step.model, *step.trainer.teachers):
@@ -54,6 +51,15 @@ def test_rows_and_ratios():
     assert rows[BASELINE]["mib"] > 4 * weights  # weights, gradients, two moments
     for name in rows:
         assert name in bench.table(result)
+    real = [(row["batch"], row["name"]) for row in result["real"]]
+    assert real == [(batch, name) for batch in (8, 16) for name in (BASELINE, OURS)]  # those that take part
+    assert all(row["ratio"] > 0 for row in result["real"]) and "batch  8" in bench.table(result)
+
+
+def test_batches_of_real_lengths_are_padded():
+    inputs = TINY.inputs([3, 8, 5])
+    assert inputs["input_ids"].shape == (3, 8) and inputs["attention_mask"].sum(1).tolist() == [3, 8, 5]
+    assert (inputs["input_ids"].ne(0) == inputs["attention_mask"].bool()).all()
 
 
 def test_growth_and_tasks(monkeypatch):
@@ -74,7 +80,9 @@ def test_ratio_is_taken_within_a_round():
 
 
 def test_command(capsys, monkeypatch):
-    monkeypatch.setattr("bitlab.bench.steps.Shape", lambda layers, batch, length: Shape(layers, 32, batch, length, 200))
+    monkeypatch.setattr(
+        "bitlab.bench.training.Shape", lambda layers, batch, length: Shape(layers, 32, batch, length, 200)
+    )
     assert (
         cli.main(["bench", "train", "--layers", "1", "--batch", "2", "--length", "8", "--rounds", "1", "--json"]) == 0
     )

@@ -36,3 +36,13 @@ def test_the_mask_of_eager_attention_is_additive():
 def test_attention_modules_ask_the_interface():
     assert upstream.asks_interface(tiny().bert.encoder.layer[0].attention.self)
     assert not upstream.asks_interface(nn.Linear(1, 1))
+
+
+def test_allocations_are_seen_with_their_sizes():
+    def call():
+        kept = torch.empty(1000)
+        torch.empty(10_000)  # freed at once
+        return kept
+
+    found = upstream.allocations(call)
+    assert {4_000, 40_000, -40_000} <= set(found)

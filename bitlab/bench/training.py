@@ -1,37 +1,185 @@
 """`bitlab bench train`: what a step of binary distillation costs, beside a plain fine-tuning step on the same batch.
 
-The contenders are listed in `bitlab.bench.steps`. Ratios are taken within a round (`bitlab.bench.timing`).
+A step is transformers' own: forward, backward, clipping, optimizer. The rows:
+
+    fine-tuning               torch as it comes, float32: 1.0
+    fine-tuning, medium       float32 products in their fastest form (`bitlab.compiled.matmul_precision`)
+    fine-tuning, bf16         and in mixed precision
+    distillation              a W1A1 student and its teacher, with every measure; its forward multiplies int8 codes
+    distillation, bf16        and in mixed precision (`--bf16`)
+    ..., teacher kept         with answers kept, as in every training of more epochs than one (`kept_outputs`)
+    without ...               with every measure but one
+    as released               no measure, and the released program's loss, optimizer and teacher
+
+Beside the batch of one length stands the regime of the paper's budgets: batches of 8 and 16 sentences as long as the
+pairs of STS-B are, padded to the longest of them.
 """
 
+import copy
 import os
 import random
 import statistics
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
+from unittest.mock import patch
 
 import torch
+from datasets import Dataset
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, default_data_collator
 
-from bitlab.bench.steps import BASELINE, CONTENDERS, KEPT, KEPT_BF16, MINILM, OURS, Shape, Step
-from bitlab.bench.timing import measure, ratio
+from bitlab import binarizers, compiled, upstream
+from bitlab.bench.timing import measure, ratio, session
+from bitlab.compiled import matmul_precision
+from bitlab.config import DistillationConfig
+from bitlab.convert import binarize
+from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
-from bitlab.errors import BitlabError
+from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_outputs
+from bitlab.errors import BitlabError, check_number
 from bitlab.experiments import environment
-from bitlab.models import quiet
+from bitlab.experiments.stage import CPU
 
-STANDARD_ERROR = 2
+BASELINE, BASELINE_BF16 = "fine-tuning", "fine-tuning, bf16"
+OURS, OURS_BF16 = "distillation", "distillation, bf16"
+KEPT, KEPT_BF16 = f"{OURS}, teacher kept", f"{OURS_BF16}, teacher kept"
+REAL = {BASELINE: (OURS, KEPT), BASELINE_BF16: (OURS_BF16, KEPT_BF16)}  # raced on real lengths, by precision
+REAL_BATCHES = (8, 16)
+# tokens of STS-B's pairs, in equal shares; 27.8 on average
+LENGTHS = (14, 16, 16, 17, 18, 18, 19, 19, 20, 21, 21, 22, 23, 24, 25, 26, 28, 30, 32, 37, 43, 50, 58, 69)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A BERT encoder and a batch for it; the default is MiniLM's. `heads` have 32 channels each."""
+
+    layers: int = 6
+    width: int = 384
+    batch: int = 16
+    length: int = 128
+    vocabulary: int = 30_522
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            check_number(name, value, at_least=1, whole=True, at_most=512 if name == "length" else None)
+        if self.width % 32:
+            raise BitlabError(f"width is {self.width}: give a multiple of 32")
+
+    def model(self) -> BertForSequenceClassification:
+        sizes = {"hidden_size": self.width, "num_attention_heads": self.width // 32}
+        sizes |= {"num_hidden_layers": self.layers, "intermediate_size": 4 * self.width}
+        return BertForSequenceClassification(BertConfig(vocab_size=self.vocabulary, **sizes))
+
+    def inputs(self, lengths: list[int] | None = None) -> dict[str, torch.Tensor]:
+        """A batch of sentences of these lengths, padded to the longest; without padding if None."""
+        lengths = torch.tensor(lengths or [self.length] * self.batch)
+        ids = torch.randint(5, self.vocabulary, (len(lengths), int(lengths.max())))
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return {"input_ids": ids * mask, "attention_mask": mask, "labels": torch.randint(2, (len(ids),))}
+
+
+MINILM = Shape()
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What makes a step fast, each to be left out: see the list at the head of this module."""
+
+    distil: bool = True
+    compiled: bool = True
+    fast_products: bool = True
+    resting_teacher: bool = True
+    bf16: bool = False
+    teacher_kept: bool = False
+    released: bool = False
+
+
+CONTENDERS = {
+    BASELINE: Measures(distil=False, fast_products=False),
+    "fine-tuning, medium": Measures(distil=False),
+    BASELINE_BF16: Measures(distil=False, bf16=True),
+    OURS: Measures(),
+    OURS_BF16: Measures(bf16=True),
+    KEPT: Measures(teacher_kept=True),
+    KEPT_BF16: Measures(bf16=True, teacher_kept=True),
+    "without compiled formulas": Measures(compiled=False),
+    "without fast products": Measures(fast_products=False),
+    "teacher in training mode": Measures(resting_teacher=False),
+    "as released": Measures(compiled=False, fast_products=False, resting_teacher=False, released=True),
+}
+
+
+class Step:
+    """One training step of a model on `shape`, to be called again and again, with a batch or on the same one."""
+
+    def __init__(self, shape: Shape, measures: Measures):
+        self.measures, self.shape, self.inputs = measures, shape, shape.inputs()
+        self.model = shape.model()
+        options = TrainingArguments(
+            tempfile.gettempdir(), bf16=measures.bf16, report_to=[], use_cpu=CPU, disable_tqdm=True
+        )
+        if measures.distil:
+            teacher, loss = copy.deepcopy(self.model), DistillationConfig(teacher_dropout=not measures.resting_teacher)
+            loss = DistillationConfig.released() if measures.released else loss
+            student = binarize(self.model)
+            self.trainer = DistillationTrainer(
+                student, teacher, options, distillation=loss, released_optimizer=measures.released
+            )
+            if measures.teacher_kept:
+                self.trainer.said = [self._said_by(teacher)]
+        else:
+            self.trainer = Trainer(self.model, options)
+        self.optimizer = self.trainer.create_optimizer()
+        self.trainer.accelerator.prepare_model(self.model)
+        self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train() would set
+
+    def _said_by(self, teacher) -> KeptOutputs:
+        """As if the data set were one batch of the full length; a shorter batch looks up the first tokens."""
+        batch = {name: x for name, x in self.shape.inputs().items() if name != "labels"}
+        rows = Dataset.from_dict({name: x.tolist() for name, x in batch.items()})
+        outputs = partial(self.trainer.resting_outputs, teacher)
+        return kept_outputs(outputs, rows, default_data_collator, self.trainer.args.device)
+
+    def __call__(self, inputs: dict | None = None) -> torch.Tensor:
+        """Returns the loss before the step."""
+        with self._environment():
+            inputs = dict(inputs or self.inputs)
+            if self.measures.teacher_kept:
+                inputs[PLACES] = torch.arange(len(inputs["input_ids"])) % self.shape.batch
+            loss = self.trainer.training_step(self.model, inputs)
+            if not self.measures.released:  # that optimizer clips by itself
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss
+
+    @contextmanager
+    def _environment(self):
+        with ExitStack() as stack:
+            if self.measures.fast_products:
+                stack.enter_context(matmul_precision("medium"))
+            else:
+                stack.enter_context(patch.object(binarizers, "int8_product_takes", lambda a, b: False))
+            if not self.measures.compiled:
+                stack.enter_context(patch.dict(os.environ, {compiled.VARIABLE: "off"}))
+            yield
 
 
 def bench(shape: Shape = MINILM, rounds: int = 5, threads: int = 1, names=tuple(CONTENDERS)) -> dict:
     """Measure a step of each contender; returns what `bitlab bench train --json` prints.
 
     Each row: name, median seconds, ratio to the baseline's (median over the rounds), microseconds a token, and MiB:
-    the most that tensors took at once during a step, weights and optimizer state included.
+    the most that tensors took at once during a step, weights and optimizer state included. "real" holds the rows on
+    real lengths: batch, name, median seconds, and the ratio to the plain step of the same precision.
     """
-    with _session(rounds, threads):
+    with session(rounds, threads):
         steps = {name: Step(shape, CONTENDERS[name]) for name in names}
         times = measure(steps, rounds)
         memory = {name: peak_memory(step) for name, step in steps.items()}
+        real = [row for batch in REAL_BATCHES for row in _on_real_lengths(steps, shape, batch, rounds)]
     tokens = shape.batch * shape.length
     rows = [
         {
@@ -43,22 +191,24 @@ def bench(shape: Shape = MINILM, rounds: int = 5, threads: int = 1, names=tuple(
         }
         for name, seconds in times.items()
     ]
-    return _report(threads) | {"shape": asdict(shape), "rounds": rounds, "rows": rows}
+    return _report(threads) | {"shape": asdict(shape), "rounds": rounds, "rows": rows, "real": real}
 
 
-@contextmanager
-def _session(rounds: int, threads: int):
-    for name, value in (("rounds", rounds), ("threads", threads)):
-        if value < 1:
-            raise BitlabError(f"{name} is {value}: it must be 1 or more")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with quiet(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.set_num_threads(before)
+def _on_real_lengths(steps: dict[str, Step], shape: Shape, batch: int, rounds: int) -> list[dict]:
+    choose, rows = random.Random(0), []
+    lengths = [min(length, shape.length) for length in LENGTHS]
+    batches = [shape.inputs(choose.choices(lengths, k=batch)) for _ in range(rounds + 2)]  # two warm up
+    for plain, ours in REAL.items():
+        racing = [name for name in (plain, *ours) if name in steps]
+        times = measure({name: partial(_next, steps[name], iter(batches)) for name in racing}, rounds)
+        for name, seconds in times.items():
+            share = ratio(seconds, times[plain])
+            rows.append({"batch": batch, "name": name, "seconds": statistics.median(seconds), "ratio": share})
+    return rows
+
+
+def _next(step: Step, batches: Iterator[dict]) -> torch.Tensor:
+    return step(next(batches))
 
 
 def _report(threads: int) -> dict:
@@ -72,34 +222,14 @@ def peak_memory(step: Step) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated()
-    with _silent(STANDARD_ERROR), torch.profiler.profile(profile_memory=True) as profile:
-        step()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
+    for change in upstream.allocations(step):
+        now += change
         peak = max(peak, now)
-    return peak + _resident(step)
-
-
-@contextmanager
-def _silent(number: int):
-    """Keep what is written past Python, the profiler's own lines, off a file descriptor."""
-    copy, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, number)
-        yield
-    finally:
-        os.dup2(copy, number)
-        os.close(nowhere), os.close(copy)
-
-
-def _resident(step: Step) -> int:
-    """Bytes of what stays between two steps: weights of student and teacher, and the optimizer's state."""
-    models = [step.model, *getattr(step.trainer, "teachers", [])]
+    models = [step.model, *getattr(step.trainer, "teachers", [])]  # and what stays between two steps
     tensors = [p for model in models for p in model.parameters()]
     tensors += [t for state in step.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return peak + sum(t.numel() * t.element_size() for t in tensors)
 
 
 GROWTH = {"length": (32, 64, 128, 256, 512), "batch": (1, 4, 16, 64), "layers": (2, 4, 6, 12)}
@@ -108,7 +238,7 @@ GROWTH = {"length": (32, 64, 128, 256, 512), "batch": (1, 4, 16, 64), "layers": 
 def growth(shape: Shape = MINILM, rounds: int = 3, threads: int = 1, axes: dict = GROWTH) -> dict:
     """Seconds of a distillation step and of the plain one, at their fastest, as length, batch or layers grow."""
     found = {}
-    with _session(rounds, threads):
+    with session(rounds, threads):
         for axis, values in axes.items():
             found[axis] = []
             for value in values:
@@ -135,7 +265,7 @@ def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: in
     from bitlab.models import load_tokenizer
 
     rows, tokenizer = [], load_tokenizer("minilm")
-    with _session(rounds, threads):
+    with session(rounds, threads):
         for name in names:
             task = get_glue_task(name)
             data = prepare(task, source, tokenizer)
@@ -156,8 +286,8 @@ def _race(shape: Shape, lengths: list[int], rounds: int) -> dict:
         row[order] = {"padded_length": statistics.mean(map(max, batches))}
         for name in (KEPT, KEPT_BF16):
             ours = Step(shape, CONTENDERS[name])
-            turns = iter([batches[0], *batches, *batches])  # the first warms up
-            times = measure({BASELINE: plain, name: lambda o=ours, t=turns: o(shape.inputs(max(next(t))))}, rounds)
+            turns = map(shape.inputs, [batches[0], batches[0], *batches])  # two warm up
+            times = measure({BASELINE: plain, name: partial(_next, ours, turns)}, rounds)
             fixed = FIXED_LENGTH_RATIO * statistics.mean(times[BASELINE])
             mine = statistics.mean(times[name])
             row[order][name] = {"real_tokens_a_second": real / mine, "times": fixed / mine}
@@ -170,25 +300,24 @@ def table(result: dict) -> str:
     head = f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, torch "
     lines = [head + result["versions"].get("torch", "")]
     if "rows" in result:
-        shape = result["shape"]
-        lines.append("{layers} layers, width {width}, batch {batch}, length {length}".format(**shape))
-        lines += [
-            f"  {r['name']:32} {r['ratio']:5.2f} x  {r['seconds'] * 1e3:8.1f} ms  {r['microseconds_a_token']:7.1f} us "
-            f"a token  {r['mib']:7.0f} MiB"
-            for r in result["rows"]
-        ]
+        lines.append("{layers} layers, width {width}, batch {batch}, length {length}".format(**result["shape"]))
+    for r in result.get("rows", []):
+        cost = f"{r['microseconds_a_token']:7.1f} us a token  {r['mib']:7.0f} MiB"
+        lines.append(f"  {r['name']:32} {r['ratio']:5.2f} x  {r['seconds'] * 1e3:8.1f} ms  {cost}")
+    if result.get("real"):
+        lines.append("as long as STS-B's pairs, beside the plain step of the same precision")
+    for r in result.get("real", []):
+        lines.append(f"  batch {r['batch']:2}: {r['name']:32} {r['ratio']:5.2f} x  {r['seconds'] * 1e3:8.1f} ms")
     for axis, points in result.get("growth", {}).items():
         lines += [f"  {axis} {p[axis]:4}: {p[OURS] * 1e3:9.1f} ms ({p[OURS] / p[BASELINE]:.2f} x)" for p in points]
-    for r in result.get("tasks", []):
+    rates = result.get("tasks", [])
+    for r in rates:
         lines.append(f"  {r['task']}: sentences of {r['real_length']:.1f} tokens, fixed length {r['max_length']}")
         for order, name in product(ORDERS, (KEPT, KEPT_BF16)):
             rate = r[order][name]
-            lines.append(
-                f"    {order:12} {name:32} {rate['real_tokens_a_second']:6,.0f} real tokens a second, "
-                f"{rate['times']:4.1f} times"
-            )
-    if rates := result.get("tasks"):
-        for order, name in product(ORDERS, (KEPT, KEPT_BF16)):
-            mean = statistics.geometric_mean(r[order][name]["times"] for r in rates)
-            lines.append(f"  geometric mean: {order:12} {name:32} {mean:4.1f} times")
+            speed = f"{rate['real_tokens_a_second']:6,.0f} real tokens a second"
+            lines.append(f"    {order:12} {name:32} {speed}, {rate['times']:4.1f} times")
+    for order, name in product(ORDERS if rates else (), (KEPT, KEPT_BF16)):
+        mean = statistics.geometric_mean(r[order][name]["times"] for r in rates)
+        lines.append(f"  geometric mean: {order:12} {name:32} {mean:4.1f} times")
     return "\n".join(lines)
