@@ -31,8 +31,8 @@ from bitlab.errors import BitlabError
 from bitlab.experiments import environment
 from bitlab.layers import BinaryLinear
 from bitlab.packed import backends, kernel
+from bitlab.packed.checkpoint import pack
 from bitlab.packed.layers import PackedLinear
-from bitlab.packed.model import pack
 
 SHAPES = ((768, 768, True), (768, 3072, True), (3072, 768, False))  # inputs, outputs, signed inputs: BERT-base
 BASELINE = "float32"

@@ -1,0 +1,352 @@
+"""Packed checkpoints: making a packed model of a trained one, its file, and the checks before anything is believed.
+
+    *.weight of 1-bit layers   uint8 (N, ceil(K / 8)): row-major, little-endian bit order, 1 is +1, the rest 0
+    *.weight_scale             float32, m: one number a layer, one a row of the word embedding
+    everything else            float32, under the names of the float model
+
+The file is safetensors, so nothing is ever unpickled. `quantization_config` in config.json says `quant_method`
+"bitlab_packed", precision, `bit_order` and `format_version`. The file's metadata holds a SHA-256 over all tensors and
+what config.json said when it was written, so a flipped bit in either file is found.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from bitlab import attention
+from bitlab.config import BitConfig
+from bitlab.convert import replace_modules
+from bitlab.errors import BitlabError
+from bitlab.files import load_folder, quiet, read_json, read_model_config, whole_folder, writing
+from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+from bitlab.packed.encoder import FusedLayer, fuse
+from bitlab.packed.layers import PackedEmbedding, PackedLinear
+
+METHOD = "bitlab_packed"
+FORMAT_VERSION = 1
+BIT_ORDER = "little"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
+VOLATILE = ("transformers_version", "dtype")  # in config.json, and no output depends on them
+TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
+# Settings that results depend on, under the names of any of the supported architectures: what the metadata of older
+# files hold of config.json.
+SETTINGS = (
+    *("model_type", "vocab_size", "type_vocab_size", "max_position_embeddings", "pad_token_id"),
+    *("hidden_size", "dim", "embedding_size", "intermediate_size", "hidden_dim", "num_hidden_layers", "n_layers"),
+    *("num_attention_heads", "n_heads", "hidden_act", "activation", "layer_norm_eps", "problem_type"),
+    *("summary_type", "summary_use_proj", "summary_activation"),
+)
+
+
+def pack(model: PreTrainedModel) -> PreTrainedModel:
+    """A packed copy of a trained binary model: same class, same outputs, its 1-bit weights kept as bits.
+
+    The model itself stays as it is. Its encoder layers run fused, from codes to codes. Raises BitlabError for a model
+    that is not binary, that was never trained, that is packed already, or whose output layer is its word embedding
+    (a language model).
+    """
+    _check(model)
+    own = [module.weight for module in model.modules() if isinstance(module, BinaryLinear | BinaryEmbedding)]
+    latent = {id(weight): weight for weight in own}  # not copied, as the copy drops them at once
+    packed = copy.deepcopy(model, latent).eval().requires_grad_(False)
+    packed.config.quantization_config = PackedConfig.of(model.config.quantization_config)
+    packed.hf_quantizer = PackedQuantizer(packed.config.quantization_config)
+    _replace(packed)
+    return nn.Module.float(packed)  # the model's own float() refuses for whatever was loaded with a quantizer
+
+
+def save_packed(model: PreTrainedModel, folder: str | os.PathLike, beside: Iterable[Path] = ()) -> Path:
+    """Write a binary model to `folder` as a packed one; returns the path of the file with the weights.
+
+    Args:
+        model: the result of training (see `pack`), or a packed model.
+        folder: made whole or not at all; `load_packed` and `AutoModelFor*.from_pretrained` read it. A packed model
+            that is there is replaced.
+        beside: files to copy into it, a tokenizer's for instance.
+    Raises:
+        BitlabError: as `pack` does, for a folder of anything else, and where it can't be written.
+    """
+    path = Path(folder).expanduser()
+    _spare(path)
+    if not isinstance(getattr(model.config, "quantization_config", None), PackedConfig):
+        model = pack(model)
+    with writing(path), whole_folder(path.resolve()) as partial:
+        model.save_pretrained(partial)
+        for file in beside:
+            shutil.copyfile(file, partial / file.name)
+    return path / WEIGHTS
+
+
+def _spare(path: Path) -> None:
+    """Refuse a folder that holds anything but a packed model, which can be made again."""
+    if not path.exists():
+        return
+    names = sorted(file.name for file in path.iterdir()) if path.is_dir() else [path.name]
+    foreign = [name for name in names if name not in (WEIGHTS, CONFIG, "README.md") and not name.startswith(TOKENIZER)]
+    try:
+        packed = not names or read_model_config(path)[1] == METHOD
+    except BitlabError:
+        packed = False
+    if foreign or not packed:
+        what = f"other files ({foreign[0]})" if foreign else "another model"
+        raise BitlabError(f"{str(path)!r} holds {what}, which would be lost: choose another folder, or delete it")
+
+
+def load_packed(folder: str | os.PathLike) -> PreTrainedModel:
+    """The packed model in `folder`: called as the float one is, with the same outputs.
+
+    Everything is checked first (see `verify`): a corrupt, truncated or newer file is one BitlabError.
+    """
+    path = Path(folder).expanduser()
+    method = read_model_config(path)[1]
+    if method == "bitlab":
+        raise BitlabError(f"{str(folder)!r} holds a latent checkpoint: make a packed one of it with bitlab pack")
+    if method != METHOD:
+        raise BitlabError(f"{str(folder)!r} holds no packed model: make one with bitlab pack CHECKPOINT OUT")
+    return load_folder(path, dtype=torch.float32)
+
+
+def pack_folder(source: str | os.PathLike, out: str | os.PathLike) -> dict:
+    """Pack the trained model in a folder, with its tokenizer if it has one: what `bitlab pack` does.
+
+    Returns:
+        dict: `precision`, `fused`, `bytes` of the packed file, `float_bytes` of the float weights, `times_smaller`.
+    Raises:
+        BitlabError: for a folder that holds no trained binary model, and as `save_packed` does.
+    """
+    source, out = Path(source).expanduser(), Path(out).expanduser()
+    if out.exists() and source.exists() and out.samefile(source):
+        raise BitlabError("CHECKPOINT and OUT are the same folder: the latent weights would be lost")
+    method = read_model_config(source)[1]
+    if method != "bitlab":
+        state = "packed already" if method == METHOD else "no binary model"
+        raise BitlabError(
+            f"the checkpoint in {str(source)!r} is {state}: give the folder of a trained one, runs/.../W1A1"
+        )
+    with quiet():
+        model = load_folder(source)
+        path = save_packed(model, out, [file for file in source.iterdir() if file.name.startswith(TOKENIZER)])
+        packed = load_packed(out)
+    result = {
+        "precision": packed.config.quantization_config.precision,
+        "fused": is_fused(packed),
+        "bytes": path.stat().st_size,
+        "float_bytes": sum(4 * p.numel() for n, p in model.named_parameters() if "_binarizer." not in n),
+    }
+    return result | {"times_smaller": round(result["float_bytes"] / result["bytes"], 1)}
+
+
+def is_fused(model: PreTrainedModel) -> bool:
+    """Whether all encoder layers of a packed model run fused, from codes to codes."""
+    layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
+    return bool(layers) and len(layers) == sum(hasattr(m, "probs_binarizer") for m in model.modules())
+
+
+def _check(model: PreTrainedModel) -> None:
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if not isinstance(config, BitConfig):
+        raise BitlabError("only a binary model can be packed: call binarize(model) and train it first")
+    if not config.latent:
+        raise BitlabError("this model is packed already")
+    if config.method != "bit":
+        raise BitlabError(
+            f"only models of method 'bit' can be packed, this one is of {config.method!r}: binarize with method='bit'"
+        )
+    if config.weight_bits != 1:
+        raise BitlabError(f"a {config.precision} model has no 1-bit weights to pack: call set_precision(model, 'W1A1')")
+    if not any(isinstance(module, BinaryLinear) for module in model.modules()):
+        raise BitlabError(f"{type(model).__name__} has no BinaryLinear layers to pack")
+    if any(not m.initialized for m in model.modules() if isinstance(m, ElasticBinarizer) and m.bits != 32):
+        raise BitlabError("this model was never trained, its scales alpha are not set: train it, then pack it")
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is model.get_input_embeddings().weight:
+        raise BitlabError(
+            f"the output layer of {type(model).__name__} is its word embedding, which cannot be packed: pack a model "
+            f"with a classification head, a question answering head, or none"
+        )
+
+
+def _replace(model: PreTrainedModel) -> None:
+    """Swap binary layers for packed ones and fuse encoder layers, in place; on the meta device too."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BinaryLinear):
+            model.set_submodule(name, PackedLinear(module).eval())
+        elif isinstance(module, BinaryEmbedding) and module.weight_bits == 1:
+            model.set_submodule(name, PackedEmbedding(module).eval())
+    for module in model.modules():
+        if isinstance(module, ElasticBinarizer):  # all are initialized: that is not worth an entry in the file
+            module.register_buffer("initialized", torch.ones((), dtype=torch.bool), persistent=False)
+    fuse(model)
+    model.set_attn_implementation(attention.NAME)
+
+
+# ------------------------------------------------------------------------------------------------ the file
+
+
+@register_quantization_config(METHOD)
+class PackedConfig(BitConfig):
+    """`quantization_config` of a packed model: a `BitConfig`, and how the bits lie in the file."""
+
+    latent = False
+
+    def __init__(self, *args, format_version: int = FORMAT_VERSION, bit_order: str = BIT_ORDER, **kwargs):
+        if not isinstance(format_version, int) or format_version < 1 or bit_order != BIT_ORDER:
+            raise BitlabError(
+                f"config.json names packed format {format_version!r} with bit order {bit_order!r}, "
+                f"which does not exist: pack the model again"
+            )
+        if format_version > FORMAT_VERSION:
+            raise BitlabError(
+                f"this packed model has format version {format_version}, and this bitlab reads up to "
+                f"{FORMAT_VERSION}: update bitlab"
+            )
+        super().__init__(*args, **kwargs)
+        if self.weight_bits != 1:
+            raise BitlabError(
+                f"config.json names a packed model of {self.weight_bits}-bit weights: only 1-bit ones are"
+            )
+        self.quant_method = METHOD
+        self.format_version, self.bit_order = format_version, bit_order
+
+    @classmethod
+    def of(cls, config: BitConfig) -> "PackedConfig":
+        return cls(**{key: value for key, value in config.to_dict().items() if key != "quant_method"})
+
+
+def _as_written(model: PreTrainedModel) -> dict:
+    """config.json as `save_pretrained` is about to write it."""
+    return json.loads(model.config.to_json_string()) | {"architectures": [type(model).__name__]}
+
+
+def metadata(tensors: Mapping[str, torch.Tensor], config: dict) -> dict[str, str]:
+    """The metadata of the safetensors file that holds these tensors beside this config.json."""
+    return {"bitlab_format": str(FORMAT_VERSION), "sha256": _digest(tensors), "config": _covered(config)}
+
+
+def _covered(config: dict) -> str:
+    """What config.json says, but for what no output depends on, as one line of JSON."""
+    return json.dumps({key: value for key, value in config.items() if key not in VOLATILE}, sort_keys=True)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Over names, types, shapes and bytes; the order in the file does not matter."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+        hashed.update(f"{name} {DTYPES[tensor.dtype]} {list(tensor.shape)} {len(data)}\n".encode())
+        hashed.update(data)
+    return hashed.hexdigest()
+
+
+def verify(path: str | Path, config: PretrainedConfig) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Check a packed safetensors file and the config.json beside it; returns {name: (dtype, shape)}.
+
+    Structure (by safetensors itself), checksum and finite scales are checked, and that config.json is the one that
+    the file was written with. Reads the file once, in place. Any fault is one BitlabError.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as file:
+            notes, names = file.metadata() or {}, file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, "its header or its length makes no sense") from error
+    if "bitlab_format" not in notes:
+        raise BitlabError(
+            f"{path.name} in {str(path.parent)!r} is no packed model of bitlab: pack the checkpoint again"
+        )
+    version = notes["bitlab_format"]
+    if version.isdecimal() and int(version[:9]) > FORMAT_VERSION:
+        raise BitlabError(f"{path.name} has packed format {version[:9]}, newer than this bitlab reads: update it")
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
+    if version != str(FORMAT_VERSION) or strange:
+        raise _damaged(path, f"the type of {strange[0]!r:.80} makes no sense" if strange else "its format version")
+    if notes.get("format") != "pt" or _digest(tensors) != notes.get("sha256"):
+        raise _damaged(path, "its checksum does not fit its contents")
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float32 and not tensor.isfinite().all():
+            raise BitlabError(
+                f"{name!r} in {path.name} is not finite: the model was not trained to an end, pack another"
+            )
+    written = read_json(path.with_name(CONFIG), remedy="copy it again")
+    fits = notes["config"] == _covered(written) if "config" in notes else notes.get("settings") == _settings(config)
+    if not fits:
+        raise BitlabError(f"config.json does not belong to {path.name} in {str(path.parent)!r}: copy both again")
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _damaged(path: Path, how: str) -> BitlabError:
+    return BitlabError(f"{path.name} in {str(path.parent)!r} is damaged ({how}): copy it again")
+
+
+def _settings(config: PretrainedConfig) -> str:
+    """What older files hold in place of all of config.json."""
+    found = {name: getattr(config, name) for name in SETTINGS if hasattr(config, name)}
+    quantization = config.quantization_config
+    quantization = quantization if isinstance(quantization, Mapping) else quantization.to_dict()
+    kept = {key: value for key, value in quantization.items() if key != "history"}
+    return json.dumps({**found, "quantization": kept}, sort_keys=True, default=str)
+
+
+@register_quantizer(METHOD)
+class PackedQuantizer(HfQuantizer):
+    """Lets plain `AutoModelFor*.from_pretrained(folder)` load a packed model, and `save_pretrained` write one."""
+
+    requires_calibration = True  # transformers' word for: there is no making a packed model of a float checkpoint
+
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
+        if not checkpoint_files or len(checkpoint_files) != 1 or not str(checkpoint_files[0]).endswith(".safetensors"):
+            raise BitlabError(f"a packed model is one file, {WEIGHTS}: pack the checkpoint again")
+        stored = verify(checkpoint_files[0], model.config)
+        replace_modules(model, self.quantization_config)
+        _replace(model)
+        _check_shapes(model, stored)
+        return model
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        for module in model.modules():
+            if isinstance(module, ElasticBinarizer):
+                module.initialized.fill_(True)
+                module.sync()
+        return model.requires_grad_(False)
+
+    def update_dtype(self, dtype):
+        return torch.float32
+
+    def get_state_dict_and_metadata(self, model):
+        return None, metadata(model.state_dict(), _as_written(model))
+
+    def is_serializable(self, *args, **kwargs):
+        return True
+
+    @property
+    def is_trainable(self):
+        return False
+
+
+def _check_shapes(model: PreTrainedModel, stored: dict) -> None:
+    """Every tensor of the encoder is in the file, with its shape and type; heads may differ, as in transformers."""
+    prefix = f"{model.base_model_prefix}."
+    inside = {name.removeprefix(prefix): value for name, value in stored.items()}
+    for name, tensor in model.base_model.state_dict().items():
+        if name not in inside:
+            if name.startswith("pooler."):
+                continue
+            raise BitlabError(f"the packed model has no {name!r}: config.json and {WEIGHTS} do not fit together")
+        if inside[name] != (tensor.dtype, tuple(tensor.shape)):
+            raise BitlabError(
+                f"{name!r} of the packed model is {inside[name][0]} {list(inside[name][1])} and should be "
+                f"{tensor.dtype} {list(tensor.shape)}: config.json and {WEIGHTS} do not fit together"
+            )
