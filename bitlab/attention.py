@@ -7,8 +7,9 @@ Without those submodules the same function is ordinary attention, which is what 
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
-from bitlab.binarizers import code_product
+from bitlab.products import code_product
 from bitlab.upstream import AttentionMaskInterface, eager_mask
 
 NAME = "bitlab"
@@ -39,7 +40,9 @@ def binary_attention(
         attention_scores: a list to which the scores before mask and softmax are appended, one tensor a layer. Pass it
             through the model: `model(**inputs, attention_scores=scores)`.
         attention_inputs: a list to which (query, key, value) as they came in are appended, one triple a layer.
-    Returns: context (batch, length, heads, head_dim) and the probabilities as used, (batch, heads, length, length).
+
+    Returns:
+        Context (batch, length, heads, head_dim) and the probabilities as used, (batch, heads, length, length).
     """
     if attention_inputs is not None:
         attention_inputs.append((query, key, value))
@@ -67,11 +70,32 @@ def _codes(module: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor | fl
     if binarizer is None:
         return x, 1.0
     if binarizer.channels is None:
-        return binarizer.codes(x)
+        return binarizer(x, codes=True)
     # thresholds belong to channels, so heads are joined for the binarizer: views, nothing is copied
     batch, heads, length, width = x.shape
-    codes, scale = binarizer.codes(x.transpose(1, 2).reshape(batch, length, heads * width))
+    codes, scale = binarizer(x.transpose(1, 2).reshape(batch, length, heads * width), codes=True)
     return codes.view(batch, length, heads, width).transpose(1, 2), scale
+
+
+class BinaryMPNetAttention(MPNetSelfAttention):
+    """MPNet's attention, which transformers computes in place, by `binary_attention`.
+
+    What it adds to the scores, a bias for each distance of two tokens, enters with the mask.
+    """
+
+    def forward(self, hidden_states, attention_mask=None, position_bias=None, output_attentions=False, **kwargs):
+        heads = (*hidden_states.shape[:-1], -1, self.attention_head_size)
+        query, key, value = (layer(hidden_states).view(heads).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if position_bias is not None and (kept := getattr(self, "kept_heads", None)) is not None:
+            position_bias = position_bias[:, kept]  # BinaryBERT's are half of them
+        added = [x for x in (attention_mask, position_bias) if x is not None]
+        mask = sum(added) if added else None
+        context, probs = binary_attention(self, query, key, value, mask, None, self.dropout.p, **kwargs)
+        out = self.o(context.flatten(2))
+        return (out, probs) if output_attentions else (out,)
+
+
+OWN = {MPNetSelfAttention: BinaryMPNetAttention}  # what takes the place of attention that asks no interface
 
 
 # The mask function must be registered beside the attention function: without it transformers passes no mask at all.

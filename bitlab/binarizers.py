@@ -14,10 +14,13 @@ from torch.autograd import Function
 from bitlab.compiled import compiled
 from bitlab.config import ACTIVATION_BITS
 from bitlab.errors import BitlabError
-from bitlab.upstream import int8_product
 
 SMALLEST_ALPHA = 1e-5
-ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile can't trace the question
+
+
+def sign(x: Tensor) -> Tensor:
+    """+1 where x >= 0, else -1: a bit has no third level, so sign(0) = +1. Shaped and typed like x, no gradient."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
 def levels(bits: int, signed: bool) -> tuple[int, int]:
@@ -29,13 +32,18 @@ def levels(bits: int, signed: bool) -> tuple[int, int]:
     return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+# -------------------------------------------------------------------------------------------------- activations
+
+
 def initial_alpha(x: Tensor, bits: int = 1, signed: bool = True) -> Tensor:
     """A scale to start from: `2 mean|x| / sqrt(Qp)` for the signed set, `4 mean|x| / sqrt(Qp)` for the unsigned one.
 
     Args:
         x: a batch of the activations to quantize, any shape.
         bits, signed: the set, as in `elastic`.
-    Returns: a 0-d tensor, detached.
+
+    Returns:
+        A 0-d tensor, detached.
     """
     _, top = levels(bits, signed)
     return (2 if signed else 4) * x.detach().abs().mean() / top**0.5
@@ -57,12 +65,19 @@ def elastic(x: Tensor, alpha: Tensor, bits: int = 1, signed: bool = True) -> Ten
 
     Args:
         x: activations, any shape. Subtract the threshold beta before calling.
-        alpha: 0-d tensor.
+        alpha: one number, 0-d or of shape (1,).
         bits: 1, 2, 4 or 8.
         signed: True for the set around zero, False for {0, ..., Qp} of non-negative tensors.
-    Returns: a tensor shaped like x.
+
+    Returns:
+        A tensor shaped like x.
     """
-    return elastic_codes(x, alpha, None, bits, signed) * alpha.detach().clamp_min(SMALLEST_ALPHA)
+    return elastic_codes(x, alpha, None, bits, signed) * scale_of(alpha)
+
+
+def scale_of(alpha: Tensor) -> Tensor:
+    """`max(alpha, 1e-5)`, 0-d and detached: alpha learns through the codes."""
+    return alpha.detach().clamp_min(SMALLEST_ALPHA).view(())
 
 
 def elastic_codes(x: Tensor, alpha: Tensor, beta: Tensor | None, bits: int, signed: bool) -> Tensor:
@@ -112,24 +127,17 @@ def codes_backward(
     a = alpha.clamp_min(SMALLEST_ALPHA)
     grad = grad_codes / a
     q = (x if beta is None else x - beta) / a
-    inside = holds(torch.ge, q, bottom) * holds(torch.le, q, top)
+    inside = (q >= bottom) & (q <= top)
     if signed and bits == 1:
         slope = sign(q)
     else:
-        slope = torch.clamp(torch.round(q), bottom, top) - inside * q
-    grad_alpha = (grad * slope).sum() / (x.numel() * top) ** 0.5
-    grad_x = inside * grad
+        slope = torch.clamp(torch.round(q), bottom, top) - torch.where(inside, q, 0)
+    grad_alpha = (grad * slope).sum().view(alpha.shape) / (x.numel() * top) ** 0.5
+    grad_x = torch.where(inside, grad, 0)
     return grad_x, grad_alpha, None if beta is None else -grad_x.sum(0)
 
 
-def sign(x: Tensor) -> Tensor:
-    """+1 where x >= 0, else -1: a bit has no third level, so sign(0) = +1. Shaped and typed like x, no gradient."""
-    return holds(torch.ge, x, 0) * 2 - 1
-
-
-def holds(comparison, x: Tensor, bound: float) -> Tensor:
-    """1 where `comparison(x, bound)` holds, else 0, typed like x: five times faster than to convert a mask."""
-    return comparison(x, bound, out=torch.empty_like(x))
+# ------------------------------------------------------------------------------------------------------ weights
 
 
 def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
@@ -151,10 +159,36 @@ class _StraightThrough(Function):
         return grad, None
 
 
-def weight_scale(weight: Tensor, per_row: bool = False) -> Tensor:
-    """`m = mean|W|` of the uncentred weight: 0-d, or (rows, 1) if `per_row`. Detached."""
-    magnitude = weight.detach().abs()
-    return magnitude.mean(dim=-1, keepdim=True) if per_row else magnitude.mean()
+@compiled
+def weight_forward(weight: Tensor, mean: Tensor | float | None = None, per_row: bool = False) -> tuple[Tensor, Tensor]:
+    """(`sign(W - mean)`, `m = mean|W|` of the uncentred weight), without gradients; binarized, W is their product.
+
+    Args:
+        weight: latent, any shape.
+        mean: what is subtracted: the mean of the table that the rows `weight` are from, for instance. None: their own.
+        per_row: one m for each row, (..., 1), instead of one for the tensor, 0-d.
+    """
+    codes = sign(weight - (weight.mean() if mean is None else mean))
+    magnitude = weight.abs()
+    return codes, magnitude.mean(dim=-1, keepdim=True) if per_row else magnitude.mean()
+
+
+def binarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:
+    """Binarize a latent weight to `m * sign(W - mean(W))` with `m = mean|W|` (BiT).
+
+    `m` is of the *uncentred* weight: one number for the tensor, or one for each row if `per_row`. The mean that is
+    subtracted is over the whole tensor in both cases, and sign(0) = +1. Backward: identity, nothing through m or
+    the mean.
+
+    Args:
+        weight: (out_features, in_features), or (num_embeddings, embedding_dim) with `per_row=True`.
+        per_row: a scale for each row, as the word embedding has.
+
+    Returns:
+        A tensor shaped like weight with two values (two a row).
+    """
+    codes, m = weight_forward(weight.detach(), None, per_row)
+    return straight_through(weight, m * codes)
 
 
 def weight_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,83 +213,3 @@ class _WeightCodes(Function):
     def backward(ctx, grad_codes, _):
         (m,) = ctx.saved_tensors
         return grad_codes / m.clamp_min(torch.finfo(m.dtype).tiny)
-
-
-@compiled
-def weight_forward(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The bare formula of `weight_codes`, without gradients."""
-    return sign(weight - weight.mean()), weight.abs().mean()
-
-
-def code_product(a: Tensor, b: Tensor, bits: int = 1) -> Tensor:
-    """`a @ b` of integers in float tensors, exact and in float32, also under autocast (bf16 has no 257).
-
-    Up to 4 bits, what the backward needs is kept as int8, a quarter of the floats, and a product of two matrices runs
-    on int8 where torch has one. The two products of the backward run in the autocast type.
-
-    Args:
-        a: (..., n, k), b: (..., k, m), with the same leading axes.
-        bits: of the codes. With 32 they are no codes: an ordinary product.
-    Returns: (..., n, m).
-    """
-    if bits == 32:
-        return torch.matmul(a, b)
-    if bits > 4 or not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
-        return exact_matmul(a, b)
-    return _CodeProduct.apply(a, b, _autocast_type(a.device.type))
-
-
-def _autocast_type(device: str) -> torch.dtype | None:
-    """What autocast computes in on this kind of device; None where it is off, or unknown (`meta`)."""
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if on else None
-
-
-def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`torch.matmul` in the tensors' own type, also under autocast."""
-    if _autocast_type(a.device.type) is None:
-        return torch.matmul(a, b)
-    with torch.autocast(a.device.type, enabled=False):
-        return torch.matmul(a, b)
-
-
-class _CodeProduct(Function):
-    @staticmethod
-    def forward(ctx, a, b, dtype):
-        short = a.to(torch.int8), b.to(torch.int8)
-        ctx.save_for_backward(*short)
-        ctx.dtype = dtype or a.dtype
-        if not int8_product_takes(a, b):
-            return exact_matmul(a, b)
-        return int8_product(*short).to(a.dtype if dtype is None else torch.float32)
-
-    @staticmethod
-    def backward(ctx, grad):
-        a, b = (saved.to(ctx.dtype) for saved in ctx.saved_tensors)
-        short = grad.to(ctx.dtype)
-        return (short @ b.mT).to(grad.dtype), (a.mT @ short).to(grad.dtype), None
-
-
-def int8_product_takes(a: Tensor, b: Tensor) -> bool:
-    """Whether torch has a fast int8 product for these: on CUDA; on a CPU with oneDNN, whose one is wrong at width 1."""
-    (rows, width), out = a.shape[-2:], b.shape[-1]
-    if a.dim() != 2:
-        return False
-    if a.is_cuda:
-        return rows > 16 and not (width % 8 or out % 8)
-    return a.device.type == "cpu" and ONEDNN and width > 1
-
-
-def binarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:
-    """Binarize a latent weight to `m * sign(W - mean(W))` with `m = mean|W|` (BiT).
-
-    `m` is of the *uncentred* weight: one number for the tensor, or one for each row if `per_row`. The mean that is
-    subtracted is over the whole tensor in both cases, and sign(0) = +1. Backward: identity, nothing through m or
-    the mean.
-
-    Args:
-        weight: (out_features, in_features), or (num_embeddings, embedding_dim) with `per_row=True`.
-    Returns: a tensor shaped like weight with two values (two a row).
-    """
-    latent = weight.detach()
-    return straight_through(weight, weight_scale(weight, per_row) * sign(latent - latent.mean()))

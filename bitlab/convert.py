@@ -1,7 +1,7 @@
 """Make an encoder binary, change its precision, and plug both into transformers' `from_pretrained`.
 
-Layers are found by structure, not by model name: an attention module is one with three linear layers called
-`query, key, value` (BERT, RoBERTa, ELECTRA and their many relatives) or `q_lin, k_lin, v_lin` (DistilBERT).
+Which modules those are is read off the tables of `bitlab.encoders` and of the methods. A conversion is decided and
+checked as a whole before anything is changed.
 """
 
 import copy
@@ -15,41 +15,40 @@ from transformers.quantizers.base import HfQuantizer
 from bitlab import attention, upstream
 from bitlab.binarizers import levels
 from bitlab.config import ALPHA_POLICIES, BitConfig, get_method, parse_precision
+from bitlab.encoders import Encoder, LayerParts, check_convertible, find_encoder
 from bitlab.errors import BitlabError, check_choice
-from bitlab.layers import METHOD_LAYERS, BinaryEmbedding, BinaryLinear, ElasticBinarizer
-
-PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
-ACTIVATIONS = {
-    "intermediate_act_fn": "hidden_act",
-    "activation": "activation",
-}  # module attribute: config attribute
-AFTER_RELU = ("output.dense", "ffn.lin2")  # layers whose input is the feed-forward's ReLU output
-NOT_AFTER_RELU = ("attention.output.dense",)
+from bitlab.layers import METHOD_LAYERS, Binarizer, BinaryEmbedding, BinaryLinear, ElasticBinarizer
 
 
-def binarize(model: PreTrainedModel, config: BitConfig | None = None) -> PreTrainedModel:
+def binarize(model: PreTrainedModel, config: BitConfig | str | None = None) -> PreTrainedModel:
     """Make a Hugging Face encoder binary, in place.
 
     Its linear layers (those of the head excepted: the classifier, or the span or token head, stays float) become
     `BinaryLinear`, its word embedding `BinaryEmbedding`, its feed-forward activation ReLU; its attention modules get
     `query_binarizer`, `key_binarizer`, `value_binarizer`, `probs_binarizer` and run `bitlab.attention`. The latent
-    weights are the model's own parameters. Alphas are initialised by the first batch in training mode.
+    weights are the model's own parameters. Alphas are initialised by the first batch in training mode. With
+    `config.method` "bibert" or "binarybert" the layers are that method's own (`bitlab.rivals`).
 
     Args:
-        model: BERT, RoBERTa, ELECTRA, DistilBERT or a relative with the same layer names, with any head or none. Its
-            attention must run through transformers' attention interface, where it stays: after
-            `model.set_attn_implementation("sdpa")` it would compute with floats again.
-        config: precision and options; W1A1 if None.
-    Returns: the same model, with a copy of `config` as `model.config.quantization_config`.
-    With `config.method` "bibert" or "binarybert" the layers are that method's own (`bitlab.rivals`).
-    Errors: BitlabError if the model is binary already or not built as bitlab expects.
+        model: BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, ALBERT or a relative with the same layer names, with any head
+            or none.
+        config: precision and options, or a precision alone, "W1A2"; W1A1 if None.
+
+    Returns:
+        The same model, with a copy of `config` as `model.config.quantization_config`.
+
+    Raises:
+        BitlabError: if the model is binary already, is not built as bitlab expects, or has no module of a name in
+            `modules_to_not_convert`. The model is then as it was.
     """
+    if isinstance(config, str):
+        config = BitConfig.from_precision(config)
     config = copy.deepcopy(config) if config else BitConfig()  # it will follow this model's precision, nobody else's
     if not isinstance(model, PreTrainedModel):
         raise BitlabError(f"binarize takes a transformers model, not a {type(model).__name__}")
-    if any(isinstance(m, BinaryLinear | ElasticBinarizer) for m in model.modules()):
+    if any(isinstance(m, BinaryLinear | Binarizer) for m in model.modules()):
         raise BitlabError("this model is binary already: change its precision with set_precision(model, 'W1A2')")
-    _own_config(model)
+    _check_kept(model, config)
     replace_modules(model, config)
     model.config.quantization_config = config
     return model
@@ -64,7 +63,12 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale"
         alpha: what becomes of the scales where the number of levels changes: "rescale" (they follow the initial
             value's formula: multiplied by sqrt(Qp_old / Qp_new)), "carry" (they stay) or "reinit" (the next batch in
             training mode initialises them again). A scale that was never initialised always is.
-    Returns: the same model.
+
+    Returns:
+        The same model.
+
+    Raises:
+        BitlabError: if the model is not binary or is packed, or there is no such precision or policy.
     """
     check_choice("alpha policy", alpha, ALPHA_POLICIES)
     config = getattr(model.config, "quantization_config", None)
@@ -78,21 +82,87 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale"
             module.set_weight_bits(weight_bits)
         elif isinstance(module, BinaryEmbedding):
             module.set_weight_bits(config.embedding_bits or weight_bits)
-    _set_activation(model, config, activation_bits <= get_method(config.method).relu_up_to)
     for module in model.modules():
-        if isinstance(module, ElasticBinarizer) and module.bits != activation_bits:
+        if isinstance(module, Binarizer) and module.bits != activation_bits:
             _change_bits(module, activation_bits, alpha)
     config.weight_bits, config.activation_bits = weight_bits, activation_bits
+    _set_activations(model, find_encoder(model), config)
     return model
 
 
-def _change_bits(binarizer: ElasticBinarizer, bits: int, policy: str) -> None:
+def _change_bits(binarizer: Binarizer, bits: int, policy: str) -> None:
     if 32 in (bits, binarizer.bits) or policy == "reinit":
         binarizer.forget_alpha()
-    elif policy == "rescale":
+    elif policy == "rescale" and isinstance(binarizer, ElasticBinarizer):
         old, new = (levels(b, binarizer.signed)[1] for b in (binarizer.bits, bits))
         binarizer.alpha.data *= (old / new) ** 0.5
     binarizer.set_bits(bits)
+
+
+def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
+    """What `binarize` does to the modules; `model.config.quantization_config` is the caller's to set."""
+    encoder, method = find_encoder(model), METHOD_LAYERS[config.method]
+    check_convertible(encoder)
+    linears = {name: linear for name, linear in encoder.linears().items() if type(linear) is nn.Linear}
+    linears = {name: linear for name, linear in linears.items() if not _is_kept(model, name, config)}
+    method.prepare(encoder.layers, set(linears.values()))
+    _own_config(model)
+    bits = config.activation_bits
+    for name, linear in linears.items():
+        options = {"weight_bits": config.weight_bits, "activation_bits": bits}
+        model.set_submodule(name, method.linear.from_float(linear, **options))
+    if not _is_kept(model, encoder.words, config):
+        words = model.get_submodule(encoder.words)
+        model.set_submodule(encoder.words, method.embedding.from_float(words, config.word_embedding_bits))
+    encoder = find_encoder(model)
+    for parts in encoder.layers:
+        if not _is_kept(model, parts.path("attention"), config):
+            _add_attention_binarizers(parts, bits, method.linear.binarizer)
+    _set_activations(model, encoder, config)
+    _set_attention(model, encoder)
+
+
+def _set_activations(model: PreTrainedModel, encoder: Encoder, config: BitConfig) -> None:
+    """Make each feed-forward's activation ReLU, or the model's own; what follows a ReLU gets the unsigned set.
+
+    The model's configuration keeps its own activation: heads read it, too.
+    """
+    relu = config.activation_bits <= get_method(config.method).relu_up_to
+    for parts in encoder.layers:
+        if not _is_kept(model, parts.path("activation"), config):
+            own = getattr(model.config, parts.names.setting)
+            parts.set_activation(nn.ReLU() if relu else ACT2FN[own])
+        for binarizer in parts.second.modules():
+            if isinstance(binarizer, Binarizer):
+                binarizer.signed = not isinstance(parts.activation, nn.ReLU)
+
+
+def _add_attention_binarizers(parts: LayerParts, bits: int, kind: type[Binarizer]) -> None:
+    for name, layer in zip(("query", "key", "value"), parts.projections, strict=True):
+        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        binarizer = kind(layer.out_features, bits, signed=True, **like)
+        setattr(parts.attention, f"{name}_binarizer", binarizer.train(parts.attention.training))
+    parts.attention.probs_binarizer = kind(None, bits, signed=False, **like).train(parts.attention.training)
+
+
+def _set_attention(model: PreTrainedModel, encoder: Encoder) -> None:
+    """Let the attention modules run `bitlab.attention`, and the encoder refuse to run without."""
+    for parts in encoder.layers:
+        own = next((new for old, new in attention.OWN.items() if type(parts.attention) is old), None)
+        parts.attention.__class__ = own or type(parts.attention)
+    holder = encoder.module if hasattr(encoder.module, "config") else model
+    for module in (model, holder, *(parts.attention for parts in encoder.layers)):
+        if hasattr(module, "config"):
+            upstream.use_attention(module.config, attention.NAME)
+    holder.register_forward_pre_hook(_keeps_its_bits)
+
+
+def _keeps_its_bits(module: nn.Module, inputs: tuple) -> None:
+    if upstream.attention_of(module.config) != attention.NAME:
+        raise BitlabError(
+            f"the attention of a binary model was set to {upstream.attention_of(module.config)!r}, which knows no "
+            f"bits: set it back with model.set_attn_implementation({attention.NAME!r})"
+        )
 
 
 def _own_config(model: PreTrainedModel) -> None:
@@ -103,129 +173,41 @@ def _own_config(model: PreTrainedModel) -> None:
             module.config = own
 
 
-def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
-    """What `binarize` does to the modules; `model.config` is the caller's to set."""
-    encoder, method = model.base_model, METHOD_LAYERS[config.method]
-    _check_structure(model)
-    modules = _converted(model, config)
-    method.prepare(modules)
-    for module in modules.values():
-        if projections(module):
-            _add_attention_binarizers(module, config, method.linear.binarizer)
-    if config.activation_bits <= get_method(config.method).relu_up_to:
-        _set_activation(model, config, relu=True)
-    has_relu = _has_relu(model, config)
-    for name, module in modules.items():
-        if type(module) is nn.Linear:
-            options = {
-                "weight_bits": config.weight_bits,
-                "activation_bits": config.activation_bits,
-                "signed": not (has_relu and _second_of_two(name)),
-            }
-            _set(encoder, name, method.linear.from_linear(module, **options))
-        elif module is encoder.get_input_embeddings():
-            _set(encoder, name, method.embedding.from_embedding(module, config.word_embedding_bits))
-    model.set_attn_implementation(attention.NAME)
+def _is_kept(model: PreTrainedModel, name: str, config: BitConfig) -> bool:
+    """Whether the module of this name, or one around it, is to stay float.
 
-
-def _check_structure(model: PreTrainedModel) -> None:
-    modules = list(model.base_model.modules())
-    attentions = [module for module in modules if projections(module)]
-    feed_forwards = [module for module in modules if _activation(module, model.config)]
-    if not attentions or len(attentions) != len(feed_forwards):
-        raise BitlabError(
-            f"{type(model).__name__} is not built as bitlab expects ({len(attentions)} attention modules with "
-            f"{' or '.join('/'.join(p) for p in PROJECTIONS)}, {len(feed_forwards)} feed-forward activations): "
-            f"binarize BERT, RoBERTa, ELECTRA, DistilBERT or a relative"
-        )
-    for module in attentions:  # another one would never call its binarizers
-        if not upstream.asks_interface(module):
-            raise BitlabError(
-                f"{type(module).__name__} computes attention by itself, not through transformers' attention interface, "
-                f"so that it can't be binarized: take BERT, RoBERTa, ELECTRA, DistilBERT or another relative"
-            )
-
-
-def _converted(model: PreTrainedModel, config: BitConfig) -> dict[str, nn.Module]:
-    """The encoder's modules by name, without those that stay float."""
-    encoder, prefix = model.base_model, model.base_model_prefix
-    return {name: module for name, module in encoder.named_modules() if not _skipped(f"{prefix}.{name}", config)}
-
-
-def _set_activation(model: PreTrainedModel, config: BitConfig, relu: bool) -> None:
-    """Make the feed-forward's activation ReLU, or the model's own again; what follows a ReLU gets the unsigned set.
-
-    The model's configuration keeps its own activation: heads read it, too.
+    Names begin with the encoder's, whether the model has a head or not.
     """
-    modules = _converted(model, config)
-    for module in modules.values():
-        if found := _activation(module, model.config):
-            _, attribute, setting = found
-            setattr(module, attribute, nn.ReLU() if relu else ACT2FN[getattr(model.config, setting)])
-    signed = not _has_relu(model, config)
-    for name, module in modules.items():
-        if isinstance(module, BinaryLinear) and _second_of_two(name):
-            for binarizer in module.modules():
-                if isinstance(binarizer, ElasticBinarizer):
-                    binarizer.signed = signed
+    whole = f"{model.base_model_prefix}.{name}" if model.base_model is model else name
+    return any(f".{part}." in f".{whole}." for part in config.modules_to_not_convert or [])
 
 
-def _has_relu(model: PreTrainedModel, config: BitConfig) -> bool:
-    found = [f for module in _converted(model, config).values() if (f := _activation(module, model.config))]
-    return all(isinstance(getattr(module, attribute), nn.ReLU) for module, attribute, _ in found)
-
-
-def _second_of_two(name: str) -> bool:
-    """Whether a layer of this name is the feed-forward's second."""
-    return name.endswith(AFTER_RELU) and not name.endswith(NOT_AFTER_RELU)
-
-
-def _skipped(name: str, config: BitConfig) -> bool:
-    return any(f".{part}." in f".{name}." for part in config.modules_to_not_convert or [])
-
-
-def _activation(module: nn.Module, config) -> tuple[nn.Module, str, str] | None:
-    """(module, attribute, config setting) of a feed-forward's activation function, if `module` holds one."""
-    for attribute, setting in ACTIVATIONS.items():
-        if hasattr(module, attribute) and hasattr(config, setting) and _holds_linear(module):
-            return module, attribute, setting
-    return None
-
-
-def projections(module: nn.Module, kind: type = nn.Linear) -> tuple[nn.Module, ...] | None:
-    """The query, key and value layers of an attention module, if `module` is one and they are of this kind."""
-    for names in PROJECTIONS:
-        layers = tuple(getattr(module, name, None) for name in names)
-        if all(isinstance(layer, kind) for layer in layers):
-            return layers
-    return None
-
-
-def _add_attention_binarizers(module: nn.Module, config: BitConfig, kind_of_binarizer: type) -> None:
-    for layer, kind in zip(projections(module), ("query", "key", "value"), strict=True):
-        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        binarizer = kind_of_binarizer(layer.out_features, config.activation_bits, signed=True, **like)
-        setattr(module, f"{kind}_binarizer", binarizer.train(module.training))
-    probs_binarizer = kind_of_binarizer(None, config.activation_bits, signed=False, **like)
-    module.probs_binarizer = probs_binarizer.train(module.training)
-
-
-def _holds_linear(module: nn.Module) -> bool:
-    return any(isinstance(child, nn.Linear) for child in module.children())
-
-
-def _set(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)
+def _check_kept(model: PreTrainedModel, config: BitConfig) -> None:
+    for part in config.modules_to_not_convert or []:
+        alone = BitConfig(modules_to_not_convert=part)
+        if not any(_is_kept(model, name, alone) for name, _ in model.named_modules()):
+            raise BitlabError(f"{type(model).__name__} has no module {part!r} to keep float: print(model) shows all")
 
 
 def _loaded(binarizer: ElasticBinarizer) -> bool:
     """Whether the checkpoint had its parameters; if not (another head's pooler), they are memory as it was found."""
-    return all(upstream.was_loaded(p) for p in binarizer.parameters(recurse=False))
+    return all(map(upstream.was_loaded, binarizer.parameters(recurse=False)))
+
+
+class BinaryQuantizer(HfQuantizer):
+    """What loading latent and packed checkpoints has in common."""
+
+    def param_needs_quantization(self, model, param_name: str, **kwargs) -> bool:
+        """transformers' word for a parameter that the file may hold in another shape: alpha was 0-d at first."""
+        owner, _, kind = param_name.rpartition(".")
+        return self.pre_quantized and kind == "alpha" and isinstance(model.get_submodule(owner), Binarizer)
+
+    def is_serializable(self, *args, **kwargs):
+        return True
 
 
 @register_quantizer("bitlab")
-class BitQuantizer(HfQuantizer):
+class BitQuantizer(BinaryQuantizer):
     """Lets `AutoModelFor*.from_pretrained(path, quantization_config=BitConfig(...))` load a float checkpoint as a
     binary model, and plain `from_pretrained(folder)` load a saved one. Needs nothing but `import bitlab`."""
 
@@ -238,16 +220,14 @@ class BitQuantizer(HfQuantizer):
         # a configuration may be given for several models, and follows the precision of this one from now on
         model.config.quantization_config = self.quantization_config = copy.deepcopy(self.quantization_config)
         if not self.pre_quantized:  # with its weights there, it is what `binarize` is given
+            _check_kept(model, self.quantization_config)
             replace_modules(model, self.quantization_config)
         for module in model.modules():
-            if isinstance(module, ElasticBinarizer):
+            if isinstance(module, Binarizer):
                 if self.pre_quantized and not _loaded(module):
                     module.reset()
                 module.sync()
         return model
-
-    def is_serializable(self, *args, **kwargs):
-        return True
 
     @property
     def is_trainable(self):

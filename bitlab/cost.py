@@ -21,15 +21,16 @@ hence 22.35 / 64 + 0.08 = 0.43 G for W1A1, 0.78 for W1A2, 1.48 for W1A4. The flo
 Source: the tables of BiT (arXiv 2205.13016) and BinaryBERT (arXiv 2012.15701).
 """
 
-import re
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, replace
+from functools import reduce
+from operator import add
 
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
-from bitlab.convert import ACTIVATIONS, projections
-from bitlab.errors import BitlabError
-from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+from bitlab.encoders import LayerParts, find_encoder
+from bitlab.errors import check_number
+from bitlab.layers import Binarizer, BinaryLinear
 from bitlab.text import aligned
 
 MIB = 8 * 2**20  # bits
@@ -40,7 +41,10 @@ LAYERNORM, RESIDUAL, SOFTMAX, GELU = 7, 1, 5, 5
 
 @dataclass(frozen=True)
 class Cost:
-    """One entry: so many numbers of one kind in one part of the model, and the operations they cause."""
+    """One entry: so many numbers of one kind in one part of the model, and the operations they cause.
+
+    Added to another: of the part, or kind, that both are of.
+    """
 
     part: str
     kind: str
@@ -50,6 +54,11 @@ class Cost:
     matmul_flops: float = 0.0
     strict_matmul_flops: float = 0.0
     elementwise_flops: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        mine, theirs = astuple(self), astuple(other)
+        names = (a if a == b else "" for a, b in zip(mine[:2], theirs[:2]))
+        return Cost(*names, *map(add, mine[2:], theirs[2:]))
 
     @property
     def parameters(self) -> int:
@@ -89,7 +98,7 @@ class Summary:
         self.length, self.batch = length, batch
         self.parts = _grouped(entries, "part")
         self.kinds = _grouped(entries, "kind")
-        self.total = _sum(entries, "total", "")
+        self.total = replace(reduce(add, entries), part="total")
 
     def __getattr__(self, name: str):
         if name.startswith("_") or name == "total":
@@ -140,18 +149,18 @@ def summary(model: PreTrainedModel, length: int = 128, batch: int = 1) -> Summar
     """Count parameters, bits and FLOPs of an encoder, float or binary, on any device (the meta device too).
 
     Args:
-        model: BERT, RoBERTa, ELECTRA, DistilBERT or a relative, with any head or none, at any precision.
+        model: an encoder that `binarize` knows, with any head or none, at any precision.
         length: tokens of a sentence, padding included.
         batch: sentences; the FLOPs are of the whole batch.
-    Returns: a `Summary`; print it, or read `.mib` and `.flops`.
-    Errors: BitlabError if length or batch is below 1, or the model is no encoder that bitlab knows.
+
+    Returns:
+        A `Summary`; print it, or read `.mib` and `.flops`.
+
+    Raises:
+        BitlabError: if length or batch is below 1, or the model is no encoder that bitlab knows.
     """
-    if length < 1 or batch < 1:
-        raise BitlabError(f"a batch of {batch} sentences of length {length} cannot be counted: both must be 1 or more")
-    if not any(projections(module) for module in model.modules()):
-        raise BitlabError(
-            f"{type(model).__name__} has no attention modules that bitlab knows: count a BERT-like encoder"
-        )
+    check_number("length", length, at_least=1, whole=True)
+    check_number("batch", batch, at_least=1, whole=True)
     return Summary(_Counter(model, length, batch).entries, length, batch)
 
 
@@ -161,21 +170,26 @@ class _Counter:
     def __init__(self, model: PreTrainedModel, length: int, batch: int):
         self.entries: list[Cost] = []
         self.stored: set[int] = set()
-        layers = (module for module in model.modules() if getattr(module, "weight_bits", FLOAT) == FLOAT)
-        self.floats = {id(tensor) for layer in layers for tensor in layer.parameters(recurse=False)}
-        self.model, self.length, self.batch = model, length, batch
-        base = model.base_model
-        self.encoder = {id(module) for module in base.modules()}
-        self.prefix = f"{model.base_model_prefix}." if base is not model else ""
+        floats = (module for module in model.modules() if getattr(module, "weight_bits", FLOAT) == FLOAT)
+        self.floats = {id(tensor) for layer in floats for tensor in layer.parameters(recurse=False)}
+        encoder = find_encoder(model)
+        self.words = model.get_submodule(encoder.words)
+        self.length, self.runs = length, _runs(model.config, len(encoder.layers))
+        self.attentions = {parts.attention: parts for parts in encoder.layers}
+        self.part = dict.fromkeys(encoder.module.modules(), "embeddings")
+        self.part |= {m: "pooler" for name, m in encoder.module.named_modules() if name.startswith("pooler")}
+        for number, parts in enumerate(encoder.layers):
+            self.part |= dict.fromkeys(parts.layer.modules(), f"layer {number}")
         # a sentence's class is read off its first token; spans and token classes off every token
-        self.head_length = 1 if type(model).__name__.endswith(("SequenceClassification", "MultipleChoice")) else length
-        for name, module in model.named_modules():
-            self._module(name, module)
+        of_sentences = type(model).__name__.endswith(("SequenceClassification", "MultipleChoice"))
+        self.tokens = {"pooler": batch, "head": batch if of_sentences else batch * length, "": batch * length}
+        for module in model.modules():
+            self._module(self.part.get(module, "head"), module)
 
-    def _module(self, name: str, module: nn.Module) -> None:
-        part = self._part(name, module)
-        tokens = self.batch * (1 if part == "pooler" else self.head_length if part == "head" else self.length)
-        if isinstance(module, ElasticBinarizer):
+    def _module(self, part: str, module: nn.Module) -> None:
+        runs = self.runs if part.startswith("layer") else 1
+        tokens = runs * self.tokens.get(part, self.tokens[""])
+        if isinstance(module, Binarizer):
             self._binarizer(part, module, tokens)
         elif isinstance(module, nn.Linear):
             self._linear(part, module, tokens)
@@ -183,35 +197,22 @@ class _Counter:
             self._embedding(part, module, tokens)
         elif isinstance(module, nn.LayerNorm):
             work = LAYERNORM + (RESIDUAL if part.startswith("layer") else 0)
-            self._add(
-                part,
-                "LayerNorm",
-                *module.parameters(),
-                elementwise_flops=work * module.weight.numel() * tokens,
-            )
-        elif projections(module):
-            self._attention(part, module)
+            self._add(part, "LayerNorm", module.weight, elementwise_flops=work * module.weight.numel() * tokens)
+            self._add(part, "LayerNorm", module.bias)
         else:
             self._activation(part, module, tokens)
-            self._add(part, "other", *module.parameters(recurse=False))
-
-    def _part(self, name: str, module: nn.Module) -> str:
-        if id(module) not in self.encoder:
-            return "head"
-        inside = name.removeprefix(self.prefix)
-        if layer := re.search(r"\blayer\.(\d+)\b", inside):
-            return f"layer {layer[1]}"
-        return "pooler" if inside.startswith("pooler") else "embeddings"
+            for parameter in module.parameters(recurse=False):
+                self._add(part, "other", parameter)
+        if module in self.attentions:
+            self._attention(part, self.attentions[module], tokens)
 
     def _linear(self, part: str, layer: nn.Linear, tokens: int) -> None:
-        weight_bits = getattr(layer, "weight_bits", FLOAT)
+        bits = getattr(layer, "weight_bits", FLOAT)
         activation_bits = layer.input_binarizer.bits if isinstance(layer, BinaryLinear) else FLOAT
-        macs = layer.in_features * layer.out_features * tokens
-        flops = 2 * macs * _share(weight_bits, activation_bits)
-        outputs, rescale = layer.out_features * tokens, min(weight_bits, activation_bits) < FLOAT
-        bits = weight_bits
+        flops = 2 * layer.in_features * layer.out_features * tokens * _share(bits, activation_bits)
+        outputs, rescale = layer.out_features * tokens, min(bits, activation_bits) < FLOAT
         kind = "head" if part == "head" else "linear weights"
-        self._add(part, kind, layer.weight, bits=bits, matmul_flops=flops, strict_matmul_flops=flops)
+        self._add(part, kind, layer.weight, bits, matmul_flops=flops, strict_matmul_flops=flops)
         scales = layer.weight_scales if bits < FLOAT else 0
         self._add(part, "scales", numbers=scales, elementwise_flops=outputs * rescale)
         if layer.bias is not None:
@@ -219,24 +220,25 @@ class _Counter:
 
     def _embedding(self, part: str, table: nn.Embedding, tokens: int) -> None:
         bits = getattr(table, "weight_bits", FLOAT)
-        word = isinstance(table, BinaryEmbedding) or table is self.model.get_input_embeddings()
+        word = table is self.words or bits < FLOAT  # BinaryBERT's table has a twin
         kind = "word embedding" if word else "other embeddings"
-        self._add(part, kind, table.weight, bits=bits, elementwise_flops=table.embedding_dim * tokens)
+        self._add(part, kind, table.weight, bits, elementwise_flops=table.embedding_dim * tokens)
         self._add(part, "row scales", numbers=table.num_embeddings * (bits < FLOAT))
 
-    def _binarizer(self, part: str, binarizer: ElasticBinarizer, tokens: int) -> None:
+    def _binarizer(self, part: str, binarizer: Binarizer, tokens: int) -> None:
         if binarizer.bits == FLOAT:
             return
-        self._add(part, "scales", *binarizer.scales())
+        for scale in binarizer.scales():
+            self._add(part, "scales", scale)
         if binarizer.channels:  # probabilities, the one input without channels, are counted with their attention
-            beta = [] if binarizer.beta is None else [binarizer.beta]
-            self._add(part, "thresholds", *beta, elementwise_flops=binarizer.channels * tokens)
+            beta = getattr(binarizer, "beta", None)
+            self._add(part, "thresholds", beta, elementwise_flops=binarizer.channels * tokens)
 
-    def _attention(self, part: str, module: nn.Module) -> None:
-        binarizer = getattr(module, "probs_binarizer", None)
+    def _attention(self, part: str, parts: LayerParts, tokens: int) -> None:
+        binarizer = getattr(parts.attention, "probs_binarizer", None)
         bits = binarizer.bits if binarizer else FLOAT
-        width, tokens = projections(module)[0].out_features, self.batch * self.length
-        heads = width // module.attention_head_size
+        width = parts.query.out_features
+        heads = width // parts.attention.attention_head_size
         flops = 2 * 2 * tokens * self.length * width  # q k^T and p v
         binary = bits < FLOAT
         softmax = 0 if getattr(binarizer, "takes_scores", False) else SOFTMAX
@@ -252,21 +254,26 @@ class _Counter:
 
     def _activation(self, part: str, module: nn.Module, tokens: int) -> None:
         """The non-linearity of an FFN or a pooler, applied to the output of its first linear layer."""
-        for attribute in ACTIVATIONS:
+        for attribute in ("intermediate_act_fn", "activation"):
             function = getattr(module, attribute, None)
             linear = next((child for child in module.children() if isinstance(child, nn.Linear)), None)
             if function is not None and linear is not None:
                 work = GELU if "gelu" in type(function).__name__.lower() else 1
                 self._add(part, "activation", elementwise_flops=work * linear.out_features * tokens)
 
-    def _add(self, part: str, kind: str, *tensors, bits: int = FLOAT, numbers: int = 0, **flops) -> None:
-        for tensor in tensors:
+    def _add(self, part: str, kind: str, tensor: Tensor | None = None, bits: int = FLOAT, numbers: int = 0, **flops):
+        if tensor is not None:
             bits = FLOAT if id(tensor) in self.floats else bits
-            numbers += tensor.numel() if id(tensor) not in self.stored else 0
+            numbers = tensor.numel() if id(tensor) not in self.stored else 0
             self.stored.add(id(tensor))
         width = {1: "one_bit_parameters", 2: "two_bit_parameters"}.get(bits, "float_parameters")
         if numbers or any(flops.values()):
             self.entries.append(Cost(part, kind, **{width: numbers}, **flops))
+
+
+def _runs(config: PretrainedConfig, layers: int) -> int:
+    """How often a forward pass runs each layer: once, but for ALBERT, which keeps fewer than it runs."""
+    return config.num_hidden_layers * getattr(config, "inner_group_num", 1) // layers
 
 
 def _share(bits: int, other: int) -> float:
@@ -275,16 +282,8 @@ def _share(bits: int, other: int) -> float:
 
 
 def _grouped(entries: list[Cost], field: str) -> dict[str, Cost]:
-    names = dict.fromkeys(getattr(entry, field) for entry in entries)
-    return {
-        n: _sum(
-            [e for e in entries if getattr(e, field) == n],
-            *(n if field == f else "" for f in ("part", "kind")),
-        )
-        for n in names
-    }
-
-
-def _sum(entries: list[Cost], part: str, kind: str) -> Cost:
-    counted = [field.name for field in fields(Cost) if field.name not in ("part", "kind")]
-    return Cost(part, kind, **{name: sum(getattr(entry, name) for entry in entries) for name in counted})
+    found: dict[str, Cost] = {}
+    for entry in entries:
+        name = getattr(entry, field)
+        found[name] = found[name] + entry if name in found else entry
+    return found

@@ -2,7 +2,7 @@
 binary embedding. Each keeps float latent weights and quantizes them in every forward pass."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitlab.binarizers import (
-    SMALLEST_ALPHA,
-    code_product,
     elastic_codes,
     initial_alpha,
     levels,
-    sign,
+    scale_of,
     straight_through,
     weight_codes,
-    weight_scale,
+    weight_forward,
 )
+from bitlab.errors import BitlabError
+from bitlab.products import code_product
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
@@ -31,28 +31,77 @@ def mean_over_processes(x: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-class ElasticBinarizer(nn.Module):
+class Binarizer(nn.Module):
+    """What quantizes activations: `codes * scale` of its input, or with `codes=True` the two of them.
+
+    Layers and attention ask for the two, by a call, so that forward hooks see every binarizer at work. This base has
+    nothing to learn; a method's own binarizer says what its `codes` are.
+
+    Args:
+        channels: size of the last axis of the input, or None where that is as long as the sentence (attention
+            probabilities, which have no thresholds).
+        bits: 1, 2, 4, 8, or 32 to pass the input through.
+        signed: True for {-a, +a} and its multi-bit form, False for {0, a}.
+
+    Shape: (..., channels) -> (..., channels).
+    """
+
+    takes_scores = False  # whether, in the place of attention's probabilities, it wants masked scores instead
+
+    def __init__(self, channels: int | None, bits: int = 1, signed: bool = True):
+        super().__init__()
+        self.channels, self.bits, self.signed = channels, bits, signed
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """(codes shaped like x, scale), with `forward(x) = codes * scale`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, codes: bool = False) -> Tensor | tuple[Tensor, Tensor | float]:
+        found, scale = self.codes(x)
+        return (found, scale) if codes else found * scale
+
+    def set_bits(self, bits: int) -> None:
+        """Change the precision in place."""
+        self.bits = bits
+
+    def scales(self) -> list[Tensor]:
+        """The learned numbers, thresholds excepted, that a forward at this precision needs."""
+        return []
+
+    def reset(self) -> None:
+        """Back to where training starts."""
+
+    def forget_alpha(self) -> None:
+        """Let the next batch in training mode initialise alpha again."""
+
+    def sync(self) -> None:
+        """Take notice of what loading a checkpoint wrote."""
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, bits={self.bits}, signed={self.signed}"
+
+
+class ElasticBinarizer(Binarizer):
     """Quantize activations with a learnable scale and learnable thresholds: `elastic(x - beta, alpha)`.
 
-    Forward and gradients are those of `bitlab.binarizers.elastic` (BiT). `alpha` is one scalar,
-    `beta` one threshold for each channel. With `bits=32` the layer passes its input through.
+    Forward and gradients are those of `bitlab.binarizers.elastic` (BiT). `alpha` is one number, of shape (1,), `beta`
+    one threshold for each channel. With `bits=32` the layer passes its input through.
 
     alpha starts from the first batch seen in training mode (`initial_alpha`); that it did is part of the state
     dict (`initialized`). A forward in eval mode never changes anything.
 
     Args:
-        channels: size of the last axis of the input, or None for no thresholds (attention probabilities, whose
-            last axis is as long as the sentence).
-        bits: 1, 2, 4, 8, or 32 for none.
-        signed: True for {-a, +a} and its multi-bit form, False for {0, a}.
-    Shape: (..., channels) -> (..., channels).
+        channels, bits, signed: see `Binarizer`; without channels there are no thresholds.
+
+    Raises:
+        BitlabError: for other bits; and at the first batch, where alpha lies in a buffer of several parameters
+            (FSDP, DeepSpeed): what is written there is lost, so that it has to start before.
     """
 
     def __init__(self, channels: int | None, bits: int = 1, signed: bool = True, device=None, dtype=None):
-        super().__init__()
+        super().__init__(channels, 1, signed)
         like = {"device": device, "dtype": dtype}
-        self.channels, self.signed = channels, signed
-        self.alpha = nn.Parameter(torch.ones((), **like))
+        self.alpha = nn.Parameter(torch.ones(1, **like))
         self.register_parameter("beta", nn.Parameter(torch.zeros(channels, **like)) if channels else None)
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool, device=device))
         self._fresh = True  # what `initialized` says, in Python: asking the tensor would stall a GPU every step
@@ -65,7 +114,7 @@ class ElasticBinarizer(nn.Module):
         """
         if bits != 32:
             levels(bits, self.signed)
-        was_used, used = getattr(self, "bits", 1) != 32, bits != 32
+        was_used, used = self.bits != 32, bits != 32
         self.bits = bits
         if used != was_used:  # between other precisions somebody may have frozen what learns
             for parameter in self.parameters(recurse=False):
@@ -85,8 +134,10 @@ class ElasticBinarizer(nn.Module):
         self._fresh = True
 
     def sync(self) -> None:
-        """Read `initialized` again, after somebody else wrote to it (loading a checkpoint does)."""
+        """Read `initialized` again; and give alpha its shape, which is 0-d in older checkpoints."""
         self._fresh = not bool(self.initialized)
+        if self.alpha.dim() == 0:
+            self.alpha = nn.Parameter(self.alpha.detach().view(1), self.alpha.requires_grad)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """(integer codes shaped like x, detached 0-d scale), with `forward(x) = codes * scale`."""
@@ -97,32 +148,32 @@ class ElasticBinarizer(nn.Module):
         return elastic_codes(x, self.alpha, self.beta, self.bits, self.signed), self.scale()
 
     def scale(self) -> Tensor:
-        """`max(alpha, 1e-5)`, detached: alpha learns through the codes."""
-        return self.alpha.detach().clamp_min(SMALLEST_ALPHA)
+        """`max(alpha, 1e-5)`, 0-d and detached: alpha learns through the codes."""
+        return scale_of(self.alpha)
 
     def scales(self) -> list[Tensor]:
-        """The learned numbers, thresholds excepted, that a forward at this precision needs."""
         return [self.alpha]
-
-    def forward(self, x: Tensor) -> Tensor:
-        codes, scale = self.codes(x)
-        return codes * scale
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
         x = x if self.beta is None else x - self.beta
         alpha = initial_alpha(x, self.bits, self.signed).to(self.alpha.dtype)
-        self.alpha.copy_(mean_over_processes(alpha))
+        mean = mean_over_processes(alpha)  # all start from the same
+        if mean is not alpha and self.alpha.untyped_storage().nbytes() != self.alpha.nbytes:
+            raise BitlabError(
+                "the scales alpha can't start in a model that FSDP or DeepSpeed has taken apart: "
+                "run one batch through it in training mode before you wrap it"
+            )
+        self.alpha.fill_(mean)
         self.initialized.fill_(True)
         self._fresh = False
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if (stored := state_dict.get(f"{prefix}alpha")) is not None and stored.dim() == 0:
+            state_dict[f"{prefix}alpha"] = stored.view(1)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not self.initialized.is_meta:
             self.sync()
-
-    def extra_repr(self) -> str:
-        return f"channels={self.channels}, bits={self.bits}, signed={self.signed}"
 
 
 class BinaryLinear(nn.Linear):
@@ -135,20 +186,21 @@ class BinaryLinear(nn.Linear):
         in_features, out_features, bias: as in `torch.nn.Linear`. `weight` is the latent weight, `bias` stays float.
         weight_bits: 1 or 32.
         activation_bits, signed: precision and set of the input, see `ElasticBinarizer`.
+
     Shape: (..., in_features) -> (..., out_features).
     """
 
-    binarizer = ElasticBinarizer  # what quantizes the input; other methods' layers name their own
+    binarizer: type[Binarizer] = ElasticBinarizer  # what quantizes the input; other methods' layers name their own
     weight_scales = 1  # how many scales m belong to the weight
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        bias=True,
-        weight_bits=1,
-        activation_bits=1,
-        signed=True,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        weight_bits: int = 1,
+        activation_bits: int = 1,
+        signed: bool = True,
         device=None,
         dtype=None,
     ):
@@ -157,22 +209,17 @@ class BinaryLinear(nn.Linear):
         self.input_binarizer = self.binarizer(in_features, activation_bits, signed, device=device, dtype=dtype)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, **options) -> "BinaryLinear":
+    def from_float(cls, linear: nn.Linear, **options) -> Self:
         """The same layer made binary: it shares the parameters of `linear`, which become latent."""
         weight = linear.weight
         new = cls(*reversed(weight.shape), linear.bias is not None, **options, device="meta", dtype=weight.dtype)
         new.weight, new.bias = weight, linear.bias
-        new.input_binarizer = cls.binarizer(
-            linear.in_features,
-            new.input_binarizer.bits,
-            new.input_binarizer.signed,
-            weight.device,
-            weight.dtype,
-        )
+        meta = new.input_binarizer
+        new.input_binarizer = cls.binarizer(meta.channels, meta.bits, meta.signed, weight.device, weight.dtype)
         return new.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        codes, scale = self.input_binarizer.codes(x)
+        codes, scale = self.input_binarizer(x, codes=True)
         if self.weight_bits == 32:
             return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)
@@ -200,7 +247,7 @@ class BinaryEmbedding(nn.Embedding):
     weight_bits = 1
 
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding, weight_bits: int = 1) -> "BinaryEmbedding":
+    def from_float(cls, embedding: nn.Embedding, weight_bits: int = 1) -> Self:
         """The same table made binary: it shares the parameter of `embedding`, which becomes latent."""
         new = cls(*embedding.weight.shape, embedding.padding_idx, device="meta", dtype=embedding.weight.dtype)
         new.weight, new.weight_bits = embedding.weight, weight_bits
@@ -214,8 +261,8 @@ class BinaryEmbedding(nn.Embedding):
         rows = super().forward(ids)
         if self.weight_bits == 32:
             return rows
-        centred = rows.detach() - self.weight.detach().mean()
-        return straight_through(rows, weight_scale(rows, per_row=True) * sign(centred))
+        codes, m = weight_forward(rows.detach(), self.weight.detach().mean(), True)
+        return straight_through(rows, m * codes)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
@@ -227,12 +274,13 @@ class MethodLayers(NamedTuple):
     Attributes:
         linear: what a linear layer becomes; its class attribute `binarizer` also serves q, k, v and the probabilities.
         embedding: what the word embedding becomes.
-        prepare: changes the float encoder first; called with a dictionary of its modules, `{name: module}`.
+        prepare: changes the float encoder first; called with the parts of the layers that are to be converted
+            (`bitlab.encoders.LayerParts`) and their names that stay float. It checks before it changes anything.
     """
 
     linear: type[BinaryLinear]
     embedding: type[BinaryEmbedding]
-    prepare: Callable[[dict[str, nn.Module]], None] = lambda modules: None
+    prepare: Callable = lambda layers, kept: None
 
 
 METHOD_LAYERS = {"bit": MethodLayers(BinaryLinear, BinaryEmbedding)}  # the rivals enter theirs when they are imported

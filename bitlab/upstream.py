@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 __all__ = ["AttentionMaskInterface", "eager_mask"]
@@ -29,6 +30,16 @@ def was_loaded(parameter: nn.Parameter) -> bool:
 def asks_interface(module: nn.Module) -> bool:
     """Whether an attention module looks its function up where `AttentionInterface.register` puts it."""
     return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__code__.co_names
+
+
+def use_attention(config: PretrainedConfig, name: str) -> None:
+    """Set a config's attention function, also of a model class of one's own, for which transformers only warns."""
+    config._attn_implementation = name
+
+
+def attention_of(config: PretrainedConfig) -> str:
+    """The name of a config's attention function."""
+    return config._attn_implementation
 
 
 def allocations(call: Callable[[], object]) -> list[int]:

@@ -165,4 +165,4 @@ def test_attentions_of_a_model_are_bits(architecture):
     for probs, alpha in zip(attentions, alphas):
         assert probs.shape == (3, 2, 9, 9)
         assert not probs[..., -3:].any() and probs.any()
-        assert torch.isin(probs, torch.stack([torch.zeros(()), alpha])).all()
+        assert torch.isin(probs, torch.cat([torch.zeros(1), alpha])).all()

@@ -83,7 +83,7 @@ def test_a_sign_binarizer_has_nothing_to_learn():
 
 def test_linear_layer_and_its_gradients():
     x, g = draw(2, 3, 6), draw(2, 3, 4, seed=1)
-    layer = BiBertLinear.from_linear(torch.nn.Linear(6, 4, **DOUBLE))
+    layer = BiBertLinear.from_float(torch.nn.Linear(6, 4, **DOUBLE))
     with torch.no_grad():
         layer.weight *= 4  # so that the clamp matters
     w, b = layer.weight.detach().numpy(), layer.bias.detach().numpy()
@@ -98,7 +98,7 @@ def test_linear_layer_and_its_gradients():
 
 
 def test_embedding_asks_for_its_rows_only():
-    table = BiBertEmbedding.from_embedding(torch.nn.Embedding(9, 5, **DOUBLE))
+    table = BiBertEmbedding.from_float(torch.nn.Embedding(9, 5, **DOUBLE))
     ids = torch.tensor([[3, 1], [3, 8]])
     close(table(ids), np_weight(table.weight.detach().numpy())[ids.numpy()])
 

@@ -26,8 +26,9 @@ def load(name):
 
 
 def near(ours, theirs, rtol=RTOL):
-    """Equal to rtol; where sums cancel, to rtol of the tensor's largest element."""
-    assert ours is not None and ours.shape == theirs.shape
+    """Equal to rtol; where sums cancel, to rtol of the tensor's largest element. Their alphas are 0-d, ours (1,)."""
+    assert (ours is not None and ours.shape == theirs.shape) or (ours.shape, theirs.shape) == ((1,), ())
+    theirs = theirs.view(ours.shape)
     torch.testing.assert_close(ours.detach(), theirs, rtol=rtol, atol=rtol * theirs.abs().max().item())
 
 

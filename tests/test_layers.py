@@ -216,7 +216,7 @@ def test_an_empty_batch_is_that_of_an_ordinary_linear(bits, shape):
 
 def test_from_linear_shares_the_parameters():
     linear = nn.Linear(5, 3).eval()
-    layer = BinaryLinear.from_linear(linear, activation_bits=2, signed=False)
+    layer = BinaryLinear.from_float(linear, activation_bits=2, signed=False)
     assert layer.weight is linear.weight and layer.bias is linear.bias
     assert not layer.training and not layer.input_binarizer.training
     assert (layer.input_binarizer.bits, layer.input_binarizer.signed) == (2, False)
@@ -264,12 +264,12 @@ def test_embedding_is_binarizing_the_table_first(words, width, seed, padded):
 
 
 def test_float_embedding():
-    layer = BinaryEmbedding.from_embedding(nn.Embedding(5, 3), weight_bits=32)
+    layer = BinaryEmbedding.from_float(nn.Embedding(5, 3), weight_bits=32)
     ids = torch.tensor([[0, 4, 4]])
     assert torch.equal(layer(ids), F.embedding(ids, layer.weight))
 
 
 def test_from_embedding_shares_the_table():
     embedding = nn.Embedding(5, 3, padding_idx=2)
-    layer = BinaryEmbedding.from_embedding(embedding)
+    layer = BinaryEmbedding.from_float(embedding)
     assert layer.weight is embedding.weight and layer.padding_idx == 2 and layer.weight_bits == 1

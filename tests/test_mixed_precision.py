@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny
 
 from bitlab import BinaryLinear, BitConfig, binarize
-from bitlab.binarizers import code_product, exact_matmul
+from bitlab.products import code_product, exact_matmul
 
 
 def bf16(enabled=True):

@@ -6,6 +6,7 @@ float32 the last bit of a sum, which is another one on another processor, may li
 
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -13,10 +14,11 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
+    MPNetConfig,
     RobertaConfig,
 )
 
-from bitlab import ElasticBinarizer
+from bitlab.layers import Binarizer, ElasticBinarizer
 
 WORDS = 60
 SIZES = {
@@ -48,6 +50,11 @@ CONFIGS = {
     "electra": lambda **options: ElectraConfig(**SIZES, embedding_size=8, **options),
     "distilbert": lambda **options: DistilBertConfig(**DISTILBERT_SIZES, **options),
 }
+OTHERS = {
+    "mpnet": lambda **options: MPNetConfig(**SIZES, **options),
+    # one layer that is run twice, behind an embedding that is narrower
+    "albert": lambda **options: AlbertConfig(**SIZES, embedding_size=8, classifier_dropout_prob=0.0, **options),
+}
 HEADS = {
     "sequence": AutoModelForSequenceClassification,
     "span": AutoModelForQuestionAnswering,
@@ -59,7 +66,7 @@ HEADS = {
 def tiny(architecture="bert", head="sequence", seed=0, **options):
     """A float model in eval mode, the same every time; LayerNorms and biases are not left at 1 and 0."""
     torch.manual_seed(seed)
-    model = HEADS[head].from_config(CONFIGS[architecture](**options))
+    model = HEADS[head].from_config((CONFIGS | OTHERS)[architecture](**options))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.3 if "embeddings" in name or parameter.dim() == 2 else 0.1
@@ -84,7 +91,7 @@ def outputs(model, **inputs):
 
 
 def binarizers(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, ElasticBinarizer)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Binarizer)}
 
 
 def warm_up(model, **inputs):
@@ -94,9 +101,9 @@ def warm_up(model, **inputs):
         model(**(inputs or batch()))
         generator = torch.Generator().manual_seed(7)
         for module in binarizers(model).values():
-            if module.alpha is not None:  # BiBERT's have none
+            if isinstance(module, ElasticBinarizer):  # BiBERT's have none
                 module.alpha *= 1.1
-            if module.beta is not None:
+            if getattr(module, "beta", None) is not None:
                 module.beta += 0.05 * torch.randn(module.beta.shape, generator=generator)
     return model.eval()
 

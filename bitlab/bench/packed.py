@@ -115,7 +115,7 @@ def linear_rows(length: int, rounds: int) -> list[Row]:
 
 def _linear_contenders(length: int, width: int, outputs: int, signed: bool) -> dict:
     linear, x = nn.Linear(width, outputs), torch.randn(length, width)
-    binary = BinaryLinear.from_linear(linear, signed=signed).eval()
+    binary = BinaryLinear.from_float(linear, signed=signed).eval()
     packed = PackedLinear(binary)
     half, short = copy.deepcopy(linear).bfloat16(), x.bfloat16()
     contenders = {

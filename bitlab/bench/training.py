@@ -31,7 +31,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, default_data_collator
 
-from bitlab import binarizers, compiled, upstream
+from bitlab import compiled, products, upstream
 from bitlab.bench.timing import measure, ratio, session
 from bitlab.compiled import matmul_precision
 from bitlab.config import DistillationConfig
@@ -162,7 +162,7 @@ class Step:
             if self.measures.fast_products:
                 stack.enter_context(matmul_precision("medium"))
             else:
-                stack.enter_context(patch.object(binarizers, "int8_product_takes", lambda a, b: False))
+                stack.enter_context(patch.object(products, "int8_product_takes", lambda a, b: False))
             if not self.measures.compiled:
                 stack.enter_context(patch.dict(os.environ, {compiled.VARIABLE: "off"}))
             yield

@@ -15,7 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from bitlab.config import BitConfig
 from bitlab.convert import binarize
 from bitlab.errors import BitlabError
-from bitlab.layers import ElasticBinarizer
+from bitlab.layers import Binarizer
 from bitlab.text import aligned
 
 
@@ -40,7 +40,7 @@ class Snapshot:
 
 
 @contextmanager
-def record(model: nn.Module, kinds=ElasticBinarizer, names: str = "", keep: bool = False) -> Iterator[dict]:
+def record(model: nn.Module, kinds=Binarizer, names: str = "", keep: bool = False) -> Iterator[dict]:
     """Watch the inputs of a model's binarizers or layers while the block runs.
 
     For instance::
@@ -51,7 +51,7 @@ def record(model: nn.Module, kinds=ElasticBinarizer, names: str = "", keep: bool
 
     Args:
         model: any module, in training or not.
-        kinds: the classes to watch: ElasticBinarizer (the input of every binarizer, before its threshold), or for
+        kinds: the classes to watch: Binarizer (the input of every binarizer, before its threshold), or for
             instance nn.Linear (there a "bit" is the sign of the input, which is what plain sign would make of it).
         names: watch only modules whose name contains this.
         keep: keep the tensors too (memory: every one of them, every call).
@@ -78,7 +78,7 @@ def record(model: nn.Module, kinds=ElasticBinarizer, names: str = "", keep: bool
 
 def _watch(module: nn.Module, snapshots: list[Snapshot], keep: bool):
     """Append a Snapshot at every call of the module; returns what undoes it."""
-    if not isinstance(module, ElasticBinarizer):
+    if not isinstance(module, Binarizer):
 
         def look(module, inputs):
             snapshots.append(snapshot(inputs[0], keep=keep))

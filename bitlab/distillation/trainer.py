@@ -19,7 +19,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from bitlab import attention
 from bitlab.config import DistillationConfig
-from bitlab.convert import projections
 from bitlab.distillation.checks import RELEASED_EPSILON, check_apart, check_complete, check_settings
 from bitlab.distillation.losses import distillation_loss
 from bitlab.distillation.optim import AdamWithoutCorrection, parameter_groups
@@ -32,13 +31,14 @@ from bitlab.distillation.teacher_outputs import (
     kept_outputs,
     padding_mask,
 )
+from bitlab.encoders import layers
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
 
 
 def _of_kept_heads(student: nn.Module, scores: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A teacher's scores of the heads that are left in a student of half the width (BinaryBERT)."""
-    kept = [getattr(module, "kept_heads", None) for module in student.modules() if projections(module)]
+    kept = [getattr(parts.attention, "kept_heads", None) for parts in layers(student)]
     if len(kept) != len(scores):
         return scores  # of another depth, which the loss will refuse
     return tuple(s if k is None or len(k) == s.shape[1] else s[:, k] for s, k in zip(scores, kept))
@@ -165,7 +165,7 @@ class DistillationTrainer(Trainer):
         if parts > 1 and self.accelerator.sync_gradients:
             # an alpha's gradient is divided by the root of its batch's size: of the whole batch, not of a part
             for module in model.modules():
-                if isinstance(module, ElasticBinarizer) and module.alpha is not None and module.alpha.grad is not None:
+                if isinstance(module, ElasticBinarizer) and module.alpha.grad is not None:
                     module.alpha.grad /= parts**0.5
         return loss
 

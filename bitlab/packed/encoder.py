@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils import output_capturing
 
-from bitlab.convert import projections
+from bitlab.attention import BinaryMPNetAttention
+from bitlab.encoders import layer_parts
 from bitlab.layers import ElasticBinarizer
 from bitlab.packed import backends
 from bitlab.packed.layers import PackedLinear, check_input, fits
@@ -70,23 +71,17 @@ class Parts:
 
 
 def parts(layer: nn.Module) -> Parts | None:
-    """The parts of a BERT-like or DistilBERT layer, or None if it is neither."""
-    try:
-        if hasattr(layer, "ffn"):
-            attention, ffn = layer.attention, layer.ffn
-            heads, out, act = attention.n_heads, attention.out_lin, ffn.activation
-            rest = (out, layer.sa_layer_norm, ffn.lin1, ffn.lin2, layer.output_layer_norm)
-        else:
-            attention, output = layer.attention.self, layer.output
-            heads, act = attention.num_attention_heads, layer.intermediate.intermediate_act_fn
-            if layer.is_decoder or layer.add_cross_attention:
-                return None
-            after = layer.attention.output
-            rest = (after.dense, after.LayerNorm, layer.intermediate.dense, output.dense, output.LayerNorm)
-        three = projections(attention, PackedLinear)
-        return Parts(attention, heads, three, *rest) if three and isinstance(act, nn.ReLU) else None
-    except AttributeError:
+    """The parts of an encoder layer that can run fused, or None."""
+    found = layer_parts(layer)
+    if found is None or not all(isinstance(linear, PackedLinear) for linear in found.linears):
         return None
+    decodes = getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False)
+    biased = isinstance(found.attention, BinaryMPNetAttention)  # scores of every distance of two tokens have their own
+    if decodes or biased or not isinstance(found.activation, nn.ReLU) or found.out_norm is None:
+        return None
+    heads = found.out.in_features // found.attention.attention_head_size
+    rest = (found.out, found.out_norm, found.first, found.second, found.second_norm)
+    return Parts(found.attention, heads, found.projections, *rest)
 
 
 class Sources:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitlab.binarizers import codes_forward, int8_product_takes, sign, weight_codes, weight_scale
+from bitlab.binarizers import codes_forward, weight_forward
 from bitlab.errors import BitlabError
 from bitlab.layers import BinaryEmbedding, BinaryLinear
 from bitlab.packed import backends
 from bitlab.packed.bits import pack_bits, unpack_signs
+from bitlab.products import int8_product_takes
+from bitlab.upstream import int8_product
 
 
 class PackedLinear(nn.Module):
@@ -33,7 +35,7 @@ class PackedLinear(nn.Module):
         self.opened = Opened()
         if not linear.weight.is_meta:
             with torch.no_grad():
-                signs, scale = weight_codes(linear.weight)
+                signs, scale = weight_forward(linear.weight)
             self.weight, self.weight_scale = pack_bits(signs > 0), scale.clone()
 
     def scale(self) -> Tensor:
@@ -77,7 +79,7 @@ class PackedLinear(nn.Module):
         weight = self.opened.get(self.weight, self.in_features, backends.product_type(x))
         fits = binarizer.bits < 8 or binarizer.signed
         if weight.dtype is torch.int8 and fits and int8_product_takes(codes, weight) and not codes.isnan().any():
-            dot = torch._int_mm(codes.to(torch.int8), weight).float()
+            dot = int8_product(codes.to(torch.int8), weight).float()
         else:
             dot = codes @ weight.float()
         return backends.affine(self.bias, dot, self.scale())
@@ -124,9 +126,8 @@ class PackedEmbedding(nn.Module):
         self.register_buffer("weight", torch.empty(size, dtype=torch.uint8, device=like))
         self.register_buffer("weight_scale", torch.empty(self.num_embeddings, device=like))
         if not embedding.weight.is_meta:
-            latent = embedding.weight.detach()
-            self.weight = pack_bits(sign(latent - latent.mean()) > 0)
-            self.weight_scale = weight_scale(latent, per_row=True)[:, 0].clone()
+            signs, scale = weight_forward(embedding.weight.detach(), None, True)
+            self.weight, self.weight_scale = pack_bits(signs > 0), scale[:, 0].clone()
 
     def forward(self, ids: Tensor) -> Tensor:
         check_input(self.weight_scale)

@@ -1,5 +1,5 @@
 """The rivals of the published tables, reached like BiT: `BitConfig(method="bibert")` or `"binarybert"`."""
 
-from bitlab.rivals import bibert, binarybert, ternary
+from bitlab.rivals import bibert, binarybert
 
-__all__ = ["bibert", "binarybert", "ternary"]
+__all__ = ["bibert", "binarybert"]

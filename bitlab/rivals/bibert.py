@@ -4,12 +4,11 @@ Source: BiBERT (Qin et al., 2022, arXiv 2203.06390). It has one precision, W1A1 
 keeps its GELU, so that what FFN-2 is given is -1 or +1 like everything else.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitlab.binarizers import sign, straight_through, weight_scale
-from bitlab.layers import METHOD_LAYERS, BinaryEmbedding, BinaryLinear, ElasticBinarizer, MethodLayers
+from bitlab.binarizers import sign, straight_through, weight_forward
+from bitlab.layers import METHOD_LAYERS, Binarizer, BinaryEmbedding, BinaryLinear, MethodLayers
 
 
 def binarize_activation(x: Tensor) -> Tensor:
@@ -31,24 +30,26 @@ def binarize_rows(weight: Tensor) -> Tensor:
     The scale is of the uncentred row and carries no gradient. Rows are independent of each other, so some rows of a
     table can be binarized without the rest.
 
-    Args: weight: (..., columns). Returns: a tensor of its shape.
+    Args:
+        weight: (..., columns).
+
+    Returns:
+        A tensor of its shape.
     """
-    centred = weight - weight.mean(dim=-1, keepdim=True)
-    return straight_through(centred.clamp(-1, 1), weight_scale(weight, per_row=True) * sign(centred.detach()))
+    mean = weight.mean(dim=-1, keepdim=True)
+    codes, m = weight_forward(weight.detach(), mean.detach(), True)
+    return straight_through((weight - mean).clamp(-1, 1), m * codes)
 
 
-class SignBinarizer(ElasticBinarizer):
-    """An elastic binarizer with its scale fixed at 1 and its thresholds at 0: there is nothing to learn or initialise.
+class SignBinarizer(Binarizer):
+    """Signs, without a scale and without thresholds: there is nothing to learn or to initialise.
 
-    Args: as of `ElasticBinarizer`; bits is 1 or 32. The signed set is {-1, +1}, the unsigned one {0, 1}.
+    Args:
+        channels, bits, signed: see `Binarizer`; bits is 1 or 32. The signed set is {-1, +1}, the unsigned one {0, 1}.
     """
 
     def __init__(self, channels: int | None, bits: int = 1, signed: bool = True, device=None, dtype=None):
-        nn.Module.__init__(self)
-        self.channels, self.signed = channels, signed
-        self.alpha = self.beta = None
-        self.register_buffer("initialized", torch.ones((), dtype=torch.bool, device=device), persistent=False)
-        self.set_bits(bits)
+        super().__init__(channels, bits, signed)
 
     @property
     def takes_scores(self) -> bool:
@@ -59,16 +60,6 @@ class SignBinarizer(ElasticBinarizer):
         if self.bits == 32:
             return x, 1.0
         return (binarize_activation(x) if self.signed else binarize_scores(x)), 1.0
-
-    def scales(self) -> list[Tensor]:
-        return []
-
-    def forget_alpha(self) -> None:
-        """There is none."""
-
-    def sync(self) -> None:
-        """A buffer that no checkpoint holds comes back from loading as uninitialised memory."""
-        self.initialized.fill_(True)
 
 
 class BiBertLinear(BinaryLinear):
@@ -128,7 +119,11 @@ def direction_losses(student, teacher, mask: Tensor | None = None) -> dict[str, 
         student, teacher: outputs with `attention_inputs`, L triples (query, key, value) of (B, H, T, d), and
             `hidden_states`, L + 1 tensors (B, T, D).
         mask: (B, T), 1 for a real token; what padding holds does not count. None: all do.
-    Returns: dict of 0-d tensors. Source: BiBERT, section 3.3.
+
+    Returns:
+        A dict of 0-d tensors.
+
+    Source: BiBERT, section 3.3.
     """
     tokens = 1.0 if mask is None else mask[:, :, None].to(student.hidden_states[0].dtype)
     heads = 1.0 if mask is None else tokens[:, None]

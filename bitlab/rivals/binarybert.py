@@ -10,22 +10,24 @@ theirs, so a full-width teacher teaches them layer by layer, and its scores of t
 stays is chosen without data: the heads and neurons whose weights, in and out, have the largest norms (the paper starts
 from a DynaBERT that was trained to be halved). Splitting doubles every weight, those of embedding and pooler included.
 
-Source: BinaryBERT (Bai et al., 2021, arXiv 2012.15701); PACT (Choi et al., 2018, arXiv 1805.06085) for activations of 8
-bits, LSQ (Esser et al., 2020, arXiv 1902.08153) for fewer.
+Source: BinaryBERT (Bai et al., 2021, arXiv 2012.15701). Its ternary weights are TernaryBERT's (Zhang et al., 2020,
+arXiv 2009.12812), who have them from TWN (Li et al., 2016, arXiv 1605.04711). Activations: PACT (Choi et al., 2018,
+arXiv 1805.06085) for 8 bits, LSQ (Esser et al., 2020, arXiv 1902.08153) for fewer.
 """
 
 import copy
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitlab.binarizers import sign, straight_through, weight_scale
-from bitlab.convert import projections
+from bitlab.binarizers import straight_through, weight_forward
+from bitlab.encoders import LayerParts
 from bitlab.errors import BitlabError
 from bitlab.layers import METHOD_LAYERS, BinaryEmbedding, BinaryLinear, ElasticBinarizer, MethodLayers
-from bitlab.rivals.ternary import ternarize_weight, ternary_codes
 
+THRESHOLD = 0.7  # of the mean magnitude: smaller weights are ternary zeros
 CLIP = 2.5  # where PACT's clips start, on both sides
 STEPS = 2**8 - 1
 
@@ -33,9 +35,29 @@ STEPS = 2**8 - 1
 # ------------------------------------------------------------------------------------------------------ weights
 
 
+def ternary_codes(weight: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
+    """(codes in {-1, 0, +1} shaped like weight, scale s), both without gradient.
+
+    A code is 0 where `|w| <= 0.7 mean|w|`, else the sign of w; s is the mean of |w| over the others, 0 if there are
+    none. Mean and scale are of the tensor (0-d), or of each row ((rows, 1)) if `per_row`.
+    """
+    axes = {"dim": -1, "keepdim": True} if per_row else {}
+    magnitude = weight.detach().abs()
+    nonzero = magnitude > THRESHOLD * magnitude.mean(**axes)
+    scale = (magnitude * nonzero).sum(**axes) / nonzero.sum(**axes).clamp_min(1)
+    return weight.detach().sign() * nonzero, scale
+
+
+def ternarize_weight(weight: Tensor, per_row: bool = False) -> Tensor:
+    """`s * codes` of `ternary_codes`. Backward: identity. Shaped like weight, with three values (three a row)."""
+    codes, scale = ternary_codes(weight, per_row)
+    return straight_through(weight, scale * codes)
+
+
 def binarize_uncentred(weight: Tensor, per_row: bool = False) -> Tensor:
     """`mean|W| sign(W)`, with sign(0) = +1; the mean over the tensor, or each row. Backward: identity."""
-    return straight_through(weight, weight_scale(weight, per_row) * sign(weight.detach()))
+    codes, m = weight_forward(weight.detach(), 0.0, per_row)
+    return straight_through(weight, m * codes)
 
 
 def split_ternary(weight: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
@@ -49,9 +71,15 @@ def split_ternary(weight: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor
 
     `binary` is `binarize_uncentred`, `ternary` is `ternarize_weight` (BinaryBERT, section 3.2).
 
-    Args: weight: latent, any float type; the sums are in float64. per_row: every row by itself (the word embedding).
-    Returns: two tensors of weight's shape and type, detached.
-    Errors: BitlabError where no such pair exists: the small weights, nearly all of one sign, outweigh the large ones.
+    Args:
+        weight: latent, any float type; the sums are in float64.
+        per_row: every row by itself (the word embedding).
+
+    Returns:
+        Two tensors of weight's shape and type, detached.
+
+    Raises:
+        BitlabError: where no such pair exists: the small weights, nearly all of one sign, outweigh the large ones.
     """
     w = weight.detach().double()
     axes = {"dim": -1, "keepdim": True} if per_row else {}
@@ -87,7 +115,13 @@ def pact(x: Tensor, clip: Tensor, signed: bool = True) -> Tensor:
     `low` the least y, or 0 for a set that is not signed. The range is each token's own (the last axis), so that no
     example's result depends on padding or neighbours. Backward: that of the clamp, which is where the clips learn.
 
-    Args: x: (..., channels). clip: (2,). Returns: a tensor of x's shape.
+    Args:
+        x: (..., channels).
+        clip: (2,), the least and the largest value.
+        signed: whether values below 0 are kept.
+
+    Returns:
+        A tensor of x's shape.
     """
     y = torch.clamp(x, clip[0] if signed else clip[0] * 0, clip[1])
     z = y.detach()
@@ -133,7 +167,40 @@ class BinaryBertBinarizer(ElasticBinarizer):
 # ------------------------------------------------------------------------------------------------------- layers
 
 
-class SplitLinear(BinaryLinear):
+class _Splits:
+    """In front of a binary layer's class: ternary at `weight_bits=2`, at 1 the sum of two layers, itself and `twin`."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.register_module("twin", None)
+
+    @classmethod
+    def from_float(cls, module: nn.Module, weight_bits: int = 1, **options) -> Self:
+        new = super().from_float(module, weight_bits=32, **options)
+        new.set_weight_bits(weight_bits)
+        return new
+
+    def set_weight_bits(self, bits: int) -> None:
+        """As of `BinaryLinear`; 1 bit splits the layer, which nothing undoes: 2 is a BitlabError from then on."""
+        if bits == 2 and self.twin is not None:
+            raise BitlabError(
+                "this model was split into binary weights, which do not become ternary again: load the W2 one"
+            )
+        if bits == 1 and self.weight_bits != 1 and self.twin is None:  # a twin itself has 1 bit before it is asked
+            self._split()
+        for half in filter(None, (self, self.twin)):
+            half.weight_bits = bits
+
+    def _split(self) -> None:
+        twin = copy.deepcopy(self)
+        first, second = split_ternary(self.weight, per_row=isinstance(self, nn.Embedding))
+        self.weight, twin.weight = (nn.Parameter(w, self.weight.requires_grad) for w in (first, second))
+        if getattr(self, "bias", None) is not None:
+            self.bias, twin.bias = (nn.Parameter(self.bias.detach() / 2) for _ in range(2))
+        self.twin = twin
+
+
+class SplitLinear(_Splits, BinaryLinear):
     """A linear layer of BinaryBERT: ternary at `weight_bits=2`; at 1 the sum of two binary layers, itself and `twin`.
 
     Each of the two quantizes its own input and has half the bias. Args and shapes: as of `BinaryLinear`.
@@ -141,104 +208,69 @@ class SplitLinear(BinaryLinear):
 
     binarizer = BinaryBertBinarizer
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.register_module("twin", None)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, weight_bits: int = 1, **options) -> "SplitLinear":
-        new = super().from_linear(linear, weight_bits=32, **options)
-        new.set_weight_bits(weight_bits)
-        return new
-
-    def set_weight_bits(self, bits: int) -> None:
-        """As of `BinaryLinear`; 1 bit splits the layer, which nothing undoes: 2 is a BitlabError from then on."""
-        _split_if_binary(self, bits)
-
     def forward(self, x: Tensor) -> Tensor:
         weight = _quantized(self.weight, self.weight_bits)
         y = F.linear(self.input_binarizer(x), weight, self.bias).to(weight.dtype)  # attention wants one type
         return y if self.twin is None else y + self.twin(x)
 
 
-class SplitEmbedding(BinaryEmbedding):
+class SplitEmbedding(_Splits, BinaryEmbedding):
     """The word embedding of BinaryBERT, row by row: ternary at `weight_bits=2`, at 1 the sum of itself and `twin`."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.register_module("twin", None)
-
-    @classmethod
-    def from_embedding(cls, embedding: nn.Embedding, weight_bits: int = 1) -> "SplitEmbedding":
-        new = super().from_embedding(embedding, weight_bits=32)
-        new.set_weight_bits(weight_bits)
-        return new
-
-    def set_weight_bits(self, bits: int) -> None:
-        """As of `SplitLinear`."""
-        _split_if_binary(self, bits)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = _quantized(nn.Embedding.forward(self, ids), self.weight_bits, per_row=True)
         return rows if self.twin is None else rows + self.twin(ids)
 
 
-def _split_if_binary(layer: SplitLinear | SplitEmbedding, bits: int) -> None:
-    if bits == 2 and layer.twin is not None:
-        raise BitlabError(
-            "this model was split into binary weights, which do not become ternary again: load the W2 one"
-        )
-    if bits == 1 and layer.weight_bits != 1 and layer.twin is None:  # a twin itself has 1 bit before it is asked
-        layer.twin = twin = copy.deepcopy(layer)
-        first, second = split_ternary(layer.weight, per_row=isinstance(layer, nn.Embedding))
-        layer.weight, twin.weight = (nn.Parameter(w, layer.weight.requires_grad) for w in (first, second))
-        if getattr(layer, "bias", None) is not None:
-            layer.bias, twin.bias = (nn.Parameter(layer.bias.detach() / 2) for _ in range(2))
-    for half in (layer, layer.twin):
-        if half is not None:
-            half.weight_bits = bits
-
-
 # --------------------------------------------------------------------------------------------------- half width
 
 
-def halve(modules: dict[str, nn.Module]) -> None:
+def halve(layers: list[LayerParts], converted: set[nn.Module]) -> None:
     """Make an encoder half as wide, in place: half of the heads and of the feed-forward's neurons of every layer stay.
 
     Those with the largest product of two norms: of the weights that lead into them (a head's value rows, a neuron's
     row) and of those that lead on (columns of the next layer). They keep their order. The buffer `kept_heads` of an
     attention module tells which heads are left. Works on the meta device, where only shapes count.
 
-    Args: modules: the encoder's modules by name; layers that are not among them stay as they are.
-    Errors: BitlabError for an odd number of heads or neurons.
+    Args:
+        layers: the parts of the encoder's layers.
+        converted: the linear layers that are to become binary; between others nothing is halved.
+
+    Raises:
+        BitlabError: for an odd number of heads or neurons, and for layers of which only some are converted. The
+            encoder is then as it was.
     """
-    for name, module in list(modules.items()):
-        if layers := projections(module):
-            module.register_buffer("kept_heads", _halve_heads(layers, _next(modules, name), module.attention_head_size))
-        elif name.endswith(("intermediate.dense", "ffn.lin1")):
-            after = _next(modules, name)
-            _keep(after, _strongest(module.weight, after.weight.t()), module)
+    chosen = [(*_halves(parts, converted), parts) for parts in layers]
+    for heads, neurons, parts in chosen:
+        if heads is not None:
+            size = parts.attention.attention_head_size
+            parts.attention.register_buffer("kept_heads", heads)
+            rows = (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
+            _keep(parts.out, rows, *parts.projections)
+        if neurons is not None:
+            _keep(parts.second, neurons, parts.first)
 
 
-def _next(modules: dict[str, nn.Module], name: str) -> nn.Linear:
-    """The layer that takes what an attention module, or the first feed-forward layer, of that name gives."""
-    if name.endswith("intermediate.dense"):
-        after = name.removesuffix("intermediate.dense") + "output.dense"
-    elif name.endswith("lin1"):
-        after = name.removesuffix("lin1") + "lin2"
-    else:
-        after = name.removesuffix("self") + "output.dense" if name.endswith("self") else f"{name}.out_lin"
-    if after not in modules:
-        raise BitlabError(f"{name} can't be halved without {after}: let modules_to_not_convert name both or neither")
-    return modules[after]
+def _halves(parts: LayerParts, converted: set[nn.Module]) -> tuple[Tensor | None, Tensor | None]:
+    """The stronger half of a layer's heads, and of its neurons; None where they all stay."""
+    heads = neurons = None
+    if _all_or_none((*parts.projections, parts.out), converted, parts.name):
+        size = parts.attention.attention_head_size
+        into, onward = parts.value.weight, parts.out.weight.t()
+        heads = _strongest(into.unflatten(0, (-1, size)), onward.unflatten(0, (-1, size)))
+    if _all_or_none((parts.first, parts.second), converted, parts.name):
+        neurons = _strongest(parts.first.weight, parts.second.weight.t())
+    return heads, neurons
 
 
-def _halve_heads(layers: tuple[nn.Linear, ...], after: nn.Linear, size: int) -> Tensor:
-    value = layers[2].weight
-    kept = _strongest(value.unflatten(0, (-1, size)), after.weight.t().unflatten(0, (-1, size)))
-    rows = (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
-    _keep(after, rows, *layers)
-    return kept
+def _all_or_none(linears: tuple[nn.Module, ...], converted: set[nn.Module], name: str) -> bool:
+    inside = [linear in converted for linear in linears]
+    if any(inside) and not all(inside):
+        raise BitlabError(
+            f"{name} can't be halved where only some of the layers around its heads or neurons are converted: "
+            f"let modules_to_not_convert name all of them or none"
+        )
+    return all(inside)
 
 
 def _strongest(into: Tensor, onward: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from bitlab.course.exercises import exercise
-from bitlab.rivals.ternary import ternary_codes
+from bitlab.rivals.binarybert import ternary_codes
 
 
 def _weights() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
