@@ -61,7 +61,9 @@ def compiled(formula):
         """One compiled function for each choice of tensors, bits and set; of a code object of its own, because
         torch.compile gives up on one that it has compiled eight times, however many functions share it."""
         code = formula.__code__.replace()
-        return torch.compile(types.FunctionType(code, formula.__globals__, formula.__name__), dynamic=True)
+        return torch.compile(
+            types.FunctionType(code, formula.__globals__, formula.__name__, formula.__defaults__), dynamic=True
+        )
 
     @functools.wraps(formula)
     def call(x, *args):

@@ -287,7 +287,7 @@ def test_record_takes_linear_layers_names_and_errors():
     with record(model, kinds=nn.Linear, names="1") as seen:
         model(torch.ones(2, 8))
     assert list(seen) == ["1"] and seen["1"][0].alpha is None and seen["1"][0].tensor is None
-    with pytest.raises(BitlabError, match=r"no ElasticBinarizer.*binarize"), record(model):
+    with pytest.raises(BitlabError, match=r"no Binarizer.*binarize"), record(model):
         pass
 
 
