@@ -118,8 +118,16 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
 
 
 def _encoder_config(source: ModelSource) -> PretrainedConfig:
-    """The model's configuration, refused where it is not that of a text encoder (T5's, ViT's, CLIP's, Mamba's)."""
+    """The model's configuration, refused where it is not that of a text encoder (T5's, ViT's, CLIP's, Mamba's) or
+    says that others made its weights small."""
     config = _fetch(AutoConfig.from_pretrained, source)
+    with loading(source.where):
+        method = dict(getattr(config, "quantization_config", None) or {}).get("quant_method", "bitlab")
+    names = config.architectures or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise BitlabError(f"config.json of model {source.where!r} names the class {names!r:.60}: copy it again")
+    if not str(method).startswith("bitlab"):
+        raise BitlabError(f"model {source.where!r} is quantized by {method!r}: give a float model, or one of bitlab")
     sizes = [getattr(config, name, None) for name in ("vocab_size", "max_position_embeddings")]
     if config.is_encoder_decoder or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise BitlabError(

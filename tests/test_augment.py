@@ -261,7 +261,7 @@ def test_a_table_is_found_by_the_content_of_its_inputs(inputs, tmp_path, monkeyp
     assert len(places) == 4
 
     with pytest.raises(BitlabError, match="belongs to another experiment: its program"):
-        monkeypatch.setattr(rewriting, "__file__", __file__)  # an edited program makes no stale table
+        monkeypatch.setattr(augment_module, "PROGRAM", 0)  # another program makes no stale table
         augment("rte", moved, renamed, output=max(places, key=lambda p: p.stat().st_mtime_ns), report=silent)
 
 
@@ -366,6 +366,16 @@ def test_the_context_counts(tmp_path):
     sentences = [f"the {a} saw it and {b}" for a in ("cat", "car", "bus") for b in ("dog", "lion", "truck")]
     found = lm.candidates(sentences, 12)
     assert len({tuple(found[sentence, 8]) for sentence in sentences}) > 1  # for the same word, saw
+
+
+def test_padding_on_the_left_changes_no_prediction(tmp_path):
+    """A tokenizer may pad on the left: what the model says of a sentence still hangs on that sentence alone."""
+    lm = MaskedLM(*load_masked_lm(tiny_lm(tmp_path / "lm")))
+    sentences = ["the cat saw it", "my dog and the small cat like the car and the truck"]
+    expected_words = lm.candidates(sentences[:1], 9)
+    lm.tokenizer.padding_side = "left"
+    found = lm.candidates(sentences, 9)
+    assert {key: found[key] for key in expected_words} == expected_words
 
 
 def test_a_sentence_longer_than_the_model(tmp_path):

@@ -1,6 +1,8 @@
 """Named starting points, heads and label maps."""
 
 import importlib.util
+import io
+import json
 
 import pytest
 import torch
@@ -11,12 +13,20 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    MambaConfig,
+    MambaModel,
     RobertaConfig,
     RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
 )
 
 from bitlab import models
@@ -25,7 +35,7 @@ from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.tasks import TASKS
 from bitlab.doctor import describe_sources
 from bitlab.errors import BitlabError
-from bitlab.models import load_model, load_tokenizer, resolve_model, teacher_label_order
+from bitlab.models import load_any, load_model, load_tokenizer, resolve_model, teacher_label_order
 
 MNLI = ("entailment", "neutral", "contradiction")
 ORIGINAL = ("contradiction", "entailment", "neutral")
@@ -179,6 +189,115 @@ def test_folders_that_are_no_models(tmp_path):
     assert "can't be loaded" in fails(tmp_path)
     sample_config().save_pretrained(tmp_path)
     assert "can't be loaded" in fails(tmp_path)
+
+
+OTHERS = {  # model folders that hold no text encoder, with the smallest model of each kind
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    ),
+    "vit": lambda: ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)),
+    "clip": lambda: CLIPModel(CLIPConfig(projection_dim=8, text_config=CLIP_SIZES, vision_config=CLIP_SIZES)),
+    "mamba": lambda: MambaModel(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, state_size=2)),
+}
+CLIP_SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_that_are_no_text_encoders_are_named(tmp_path, kind):
+    OTHERS[kind]().save_pretrained(tmp_path)
+    assert f"is a {kind}, no text encoder" in fails(tmp_path)
+    with pytest.raises(BitlabError, match=f"is a {kind}, no text encoder"):
+        load_tokenizer(tmp_path)
+
+
+def saved(folder, **config):
+    """A classifier's folder; `config`: edits of its config.json."""
+    load_model("sample", "rte").save_pretrained(folder)
+    sample_tokenizer().save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"quantization_config": {"quant_method": "no such"}},
+        {"quantization_config": {"quant_method": "bitlab", "weight_bits": "one"}},
+        {"quantization_config": 5},
+        {"id2label": {"7": "x", "9": "y"}},
+        {"id2label": 5},
+        {"model_type": 5},
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"architectures": "BertModel"},
+        {"architectures": [5]},
+        {"vocab_size": -1},
+        {"pad_token_id": 10**9},
+    ],
+    ids=str,
+)
+def test_configurations_that_make_no_sense_are_one_line(tmp_path, config):
+    saved(tmp_path, **config)
+    fails(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+def test_a_pickle_is_never_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (saved(tmp_path) / "model.safetensors").unlink()
+    torch.save(Evil(), tmp_path / "pytorch_model.bin")
+    assert "no file named model.safetensors" in fails(tmp_path)
+    state = load_model("sample", "rte").state_dict()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert "no file named model.safetensors" in fails(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "evil"])
+def test_no_code_of_a_folder_is_run(tmp_path, monkeypatch, capfd, model_type):
+    """Not even where somebody says yes to whatever is asked: `yes | bitlab ...`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
+    names = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.Words", None]}
+    heads = dict.fromkeys(("AutoModelForSequenceClassification", "AutoModelForMaskedLM"), "evil.Model")
+    folder = saved(tmp_path / "evil", auto_map=names | heads, model_type=model_type)
+    (folder / "evil.py").write_text("open('ran', 'w')")
+    tokenizer = folder / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"auto_map": names}))
+    said = []
+    for load in (lambda: load_model(folder, "rte"), lambda: load_tokenizer(folder), lambda: load_any(folder)):
+        try:
+            load()
+        except BitlabError as error:
+            said.append(str(error))
+    assert len(said) == (3 if model_type == "evil" else 0) or all("\n" not in line for line in said)
+    assert not list(tmp_path.rglob("ran")) and "[y/N]" not in "".join(capfd.readouterr())
+
+
+def test_a_tokenizer_without_padding_is_refused(tmp_path):
+    saved(tmp_path)
+    tokenizer = sample_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BitlabError, match="has no pad token: set its pad_token"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(112, True), (128, True), (113, True), (131, False), (111, False)])
+def test_a_vocabulary_may_be_rounded_up(tmp_path, rows, fits):
+    AutoModel.from_config(BertConfig(**SMALL | {"vocab_size": rows})).save_pretrained(tmp_path)
+    sample_tokenizer().save_pretrained(tmp_path)
+    if fits:
+        assert len(load_tokenizer(tmp_path)) == 112
+    else:
+        with pytest.raises(BitlabError, match=f"has 112 words, its model {rows}"):
+            load_tokenizer(tmp_path)
 
 
 def test_hub_id_without_the_hub(monkeypatch):
