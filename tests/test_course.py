@@ -1,9 +1,9 @@
 """Presets, exercise checks, every registered exercise, the runner, and the committed notebooks."""
 
+import ast
 import copy
 import json
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +16,6 @@ from bs4 import BeautifulSoup
 
 from bitlab import cli, course, results
 from bitlab.course import exercises, runner, series
-from bitlab.data.metrics import normalize_answer
 from bitlab.errors import BitlabError
 
 ROOT = Path(__file__).parent.parent
@@ -392,7 +391,7 @@ class TestNotebook:
         solutions = SOLUTION.findall(text(path))
         assert len(solutions) == len(functions)
         for (id, function), solution in zip(functions, solutions, strict=True):
-            names = {"torch": torch, "statistics": statistics, "normalize_answer": normalize_answer}
+            names = built(path)
             exec(solution, names)
             assert exercises.find(id).judge(names[function]) is None
 
@@ -414,6 +413,19 @@ class TestNotebook:
         for target, anchor in LINK.findall(text(path)):
             assert (path.parent / target).exists()
             assert not anchor or anchor in ANCHOR.findall(text(path.parent / target))
+
+
+def built(path: Path) -> dict:
+    """What a solution may use: the notebook's imports, and what its reader built. No cell is run."""
+    names: dict = {}
+    for cell in cells(path):
+        tree = ast.parse(cell.source)
+        kept = (ast.Import, ast.ImportFrom)
+        if any(tag.startswith("build:") for tag in cell.metadata.get("tags", [])):
+            kept = (*kept, ast.FunctionDef, ast.ClassDef)
+        tree.body = [node for node in tree.body if isinstance(node, kept)]
+        exec(compile(tree, path.name, "exec"), names)
+    return names
 
 
 def text(path: Path) -> str:

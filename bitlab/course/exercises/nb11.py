@@ -1,22 +1,12 @@
 """Exercises of notebook 11, SQuAD."""
 
+import numpy as np
+
 from bitlab.course.exercises import exercise
 from bitlab.data.metrics import normalize_answer
 
 
-@exercise("11.1", "Fair to the article", difficulty=1, minutes=4)
-class Exact:
-    cases = [("The Kitchen", "kitchen"), ("a theatre", "theatre!"), ("in Paris", "Paris"), ("an  apple", "Apple")]
-
-    def reference(found, wanted):
-        return normalize_answer(found) == normalize_answer(wanted)
-
-    def wrong(found, wanted):  # articles inside words go too, and blanks stay
-        plain = [text.lower().replace("the", "").replace("a", "") for text in (found, wanted)]
-        return plain[0] == plain[1]
-
-
-@exercise("11.2", "F1 of two answers", difficulty=1, minutes=6)
+@exercise("11.1", "F1 of two answers", difficulty=1, minutes=6)
 class Overlap:
     cases = [
         (["red", "lamp"], ["red", "lamp"]),
@@ -35,18 +25,36 @@ class Overlap:
         return 2 * common / (len(set(found)) + len(set(wanted)))
 
 
-@exercise("11.3", "The best span", difficulty=2, minutes=8)
-class BestSpan:
+@exercise("11.2", "Fair to the article", difficulty=2, minutes=6)
+class Exact:
+    cases = [("The Kitchen", "kitchen"), ("a theatre", "theatre!"), ("in Paris", "Paris"), ("an  apple", "Apple")]
+
+    def reference(found, wanted):
+        return normalize_answer(found) == normalize_answer(wanted)
+
+    def wrong(found, wanted):  # articles inside words go too, and blanks stay
+        plain = [text.lower().replace("the", "").replace("a", "") for text in (found, wanted)]
+        return plain[0] == plain[1]
+
+
+@exercise("11.3", "No answer", difficulty=2, minutes=8)
+class AnswerOrNone:
+    # three tokens of question, then a paragraph of three words, "the red lamp"
+    offsets = np.array([[-1, -1], [-1, -1], [-1, -1], [0, 3], [4, 7], [8, 12]])
     cases = [
-        ([0.0, 2.0, 1.0, 0.0], [0.0, 1.0, 3.0, 0.0], 30),
-        ([0.0, 0.0, 3.0, 1.0], [0.0, 4.0, 0.0, 1.0], 30),  # the best end lies before the best start
-        ([5.0, 0.0, 0.0, 1.0], [0.0, 0.5, 0.0, 4.0], 2),  # the best pair is too long
-        ([1.0], [1.0], 1),
+        (np.array([1.0, 0, 0, 4, 3, 0]), np.array([1.0, 0, 0, 0, 1, 5]), offsets),
+        (np.array([6.0, 0, 0, 4, 3, 0]), np.array([6.0, 0, 0, 0, 1, 5]), offsets),
+        (np.array([3.0, 0, 0, 0, 1, 4]), np.array([2.5, 0, 0, 4, 1, 1]), offsets),  # surest start behind surest end
+        (np.array([0.5, 9]), np.array([0.5, 9]), offsets[:2]),  # no token of a paragraph
     ]
 
-    def reference(start, end, longest):
-        pairs = [(i, j) for i in range(len(start)) for j in range(i, min(len(end), i + longest))]
-        return max(pairs, key=lambda pair: start[pair[0]] + end[pair[1]])
+    def reference(start, end, offsets):
+        own = [i for i, (begin, _) in enumerate(offsets) if begin >= 0]
+        pairs = [(start[i] + end[j], offsets[i][0], offsets[j][1]) for i in own for j in own if i <= j]
+        best = max(pairs, default=None)
+        return None if best is None or start[0] + end[0] > best[0] else tuple(map(int, best[1:]))
 
-    def wrong(start, end, longest):  # each on its own: the end may come before the start
-        return start.index(max(start)), end.index(max(end))
+    def wrong(start, end, offsets):  # each end on its own
+        if start[0] == max(start) and end[0] == max(end):
+            return None
+        return int(offsets[start.argmax()][0]), int(offsets[end.argmax()][1])
