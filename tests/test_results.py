@@ -17,7 +17,7 @@ from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
-from bitlab.results import GLUE, SQUAD, frame, load, published, report, table
+from bitlab.results import GLUE, SQUAD, frame, load, published, report, tabulate
 
 TEACHER, STUDENT = 0.9, 0.7
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -48,12 +48,12 @@ def save(folder, *contents):
 
 
 def rows(found, columns=GLUE):
-    return list(table(frame(found), columns).itertuples(index=False))
+    return list(tabulate(frame(found), columns).itertuples(index=False))
 
 
 def scores(found, column="RTE", method=None):
     """The column's means, of the students alone, or of one method."""
-    lines = table(frame(found))
+    lines = tabulate(frame(found))
     lines = lines[lines.method != "full precision" if method is None else lines.method == method]
     return [value for value in lines[column] if not pd.isna(value)]
 
@@ -100,10 +100,10 @@ def test_measurements_are_there_or_refused():
 
 def test_mean_and_standard_deviation_over_seeds():
     found = [result(seed=seed, score=score) for seed, score in enumerate((0.70, 0.72, 0.77))]
-    line = table(frame(found)).iloc[1]
+    line = tabulate(frame(found)).iloc[1]
     assert pytest.approx(73) == line.RTE and line["RTE sd"] == pytest.approx(statistics.stdev([70, 72, 77]))
     assert "73.0 ±3.6" in report(frame(found))
-    assert pd.isna(table(frame(found[:1])).iloc[1]["RTE sd"])
+    assert pd.isna(tabulate(frame(found[:1])).iloc[1]["RTE sd"])
     assert "RTE seeds 0, 1, 2, 200 steps (epochs 20, batch 32, rate 0.0005)" in line.notes
 
 
@@ -124,11 +124,11 @@ def test_a_complete_row_is_averaged_over_tasks_with_mnli_once():
     for each in found:
         if each["task"] == "mnli":
             each["stages"][-1]["metrics"]["accuracy_mismatched"] = 0.0
-    line = table(frame(found)).iloc[1]
+    line = tabulate(frame(found)).iloc[1]
     assert line.missing == "" and line.avg == pytest.approx(100 * statistics.mean(scores.values()) + 1)
     assert line["avg sd"] == pytest.approx(2**0.5 / 8**0.5)
-    assert pd.isna(table(frame(found[:-1])).iloc[1]["avg sd"])
-    assert pd.isna(table(frame(found[:-2])).iloc[1].avg)
+    assert pd.isna(tabulate(frame(found[:-1])).iloc[1]["avg sd"])
+    assert pd.isna(tabulate(frame(found[:-2])).iloc[1].avg)
 
 
 def test_tasks_of_very_different_budgets_are_not_averaged():
@@ -178,7 +178,7 @@ def test_runs_of_other_budgets_recipes_and_options_are_kept_apart(other):
 def test_the_recipe_that_saw_most_is_in_the_first_row_and_the_other_stays_in_its_own():
     short, long = result(score=0.5, preset="full", epochs=1), result(score=0.6, preset="full", epochs=9)
     short["stages"][1]["steps"] = 5
-    lines = table(frame([short, long, result("sst2", preset="full")]))[1:]
+    lines = tabulate(frame([short, long, result("sst2", preset="full")]))[1:]
     assert list(lines["RTE"]) == pytest.approx([60, 50])
     assert lines["SST-2"].iloc[0] == pytest.approx(70) and pd.isna(lines["SST-2"].iloc[1])
 

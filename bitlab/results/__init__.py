@@ -1,7 +1,7 @@
 """Results: the `stored` runs as a DataFrame, the `table` that is computed from them, and the published rows."""
 
 from bitlab.results.stored import CONSTANT, OWN, SHIPPED, collect, frame, load, measurement, records, store
-from bitlab.results.table import GLUE, SQUAD, published, report, table
+from bitlab.results.table import GLUE, SQUAD, published, report, tabulate
 
 __all__ = [
     "CONSTANT",
@@ -17,5 +17,5 @@ __all__ = [
     "records",
     "report",
     "store",
-    "table",
+    "tabulate",
 ]

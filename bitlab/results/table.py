@@ -64,13 +64,13 @@ def report(runs: pd.DataFrame, tasks: Iterable[str] | None = None, format: str =
     for title, columns, names in (("GLUE", GLUE, ("glue", "glue_augmented")), ("SQuAD", SQUAD, ("squad",))):
         kept = {column: entry for column, entry in columns.items() if named is None or entry[0] in named}
         if kept:
-            lines = [*_lines(runs, kept), *(line for name in names for line in _published(name, kept))]
+            lines = [*_lines(runs, kept), *(each for name in names for each in _published(name, kept))]
             lines = pd.DataFrame(lines, columns=_head(kept))
             tables.append(_csv(lines, kept) if format == "csv" else _page(title, lines, kept, format))
     return "\n\n".join(tables)
 
 
-def table(runs: pd.DataFrame, columns: dict = GLUE) -> pd.DataFrame:
+def tabulate(runs: pd.DataFrame, columns: dict = GLUE) -> pd.DataFrame:
     """Our rows: one for each model, data source, method, schedule and budget, and those of full precision.
 
     Runs share a cell if nothing but their seed differs. Where a task has runs of several recipes (epochs, batch,
@@ -89,7 +89,7 @@ def table(runs: pd.DataFrame, columns: dict = GLUE) -> pd.DataFrame:
 
 
 def published(name: str = "glue", columns: dict | None = None) -> pd.DataFrame:
-    """The rows that a paper prints, in the form of `table`.
+    """The rows that a paper prints, in the form of `tabulate`.
 
     Args:
         name: "glue", "glue_augmented" or "squad"; published/README.md tells the sources.
@@ -110,11 +110,17 @@ def _head(columns: dict) -> list[str]:
 
 
 def _lines(runs: pd.DataFrame, columns: dict) -> list[dict]:
+    return [line(key, cells, columns) for key, cells in groups(runs, columns)]
+
+
+def groups(runs: pd.DataFrame, columns: dict) -> list[tuple[dict, pd.DataFrame]]:
+    """(what they have in common, runs) of each row of the table, in its order."""
     runs = runs[runs.task.isin({task for task, _ in columns.values()})]
     if runs.empty:
         return []
-    groups = _cells(runs).groupby([*ROW, "line"], sort=False, dropna=False)
-    return [_line(dict(zip(ROW, key)), cells, columns) for key, cells in groups]
+    return [
+        (dict(zip(ROW, key)), cells) for key, cells in _cells(runs).groupby([*ROW, "line"], sort=False, dropna=False)
+    ]
 
 
 def _cells(runs: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +151,7 @@ def _cells(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.loc[order.sort_values([*by, "line", "place"]).index]
 
 
-def _line(row: dict, cells: pd.DataFrame, columns: dict) -> dict:
+def line(row: dict, cells: pd.DataFrame, columns: dict) -> dict:
     """One row of the table, made of its runs."""
     tasks = dict(list(cells.groupby("task", sort=False)))
     first = pd.DataFrame([runs.iloc[0] for runs in tasks.values()])
