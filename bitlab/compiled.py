@@ -32,10 +32,15 @@ def mode() -> str:
 
 
 @functools.cache
+def find_compiler(variable: str, *names: str) -> str | None:
+    """The path of what an environment variable names, else of the first of these programs that is there, else None."""
+    named = (os.environ.get(variable), *names)
+    return next((found for name in named if name and (found := shutil.which(name))), None)
+
+
 def compiler() -> str | None:
     """The C++ compiler that torch.compile would use on a CPU, or None."""
-    named = os.environ.get("CXX")
-    return next((found for name in (named, "g++", "clang++") if name and (found := shutil.which(name))), None)
+    return find_compiler("CXX", "g++", "clang++")
 
 
 def status() -> tuple[bool, str]:

@@ -112,35 +112,6 @@ def test_the_defaults_are_the_experiments_own():
     assert (experiment["schedule"], experiment["stage_teacher"]) == ("W32A32 -> W1A2 -> W1A1", "previous")
 
 
-def test_doctor(capsys):
-    assert cli.main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    kinds = [line.split()[0] for line in out.splitlines()]
-    assert kinds[:5] == ["versions", "machine", "gpu", "compiler", "compiled"]
-    assert kinds.count("model") == 3 and kinds.count("data") == 3
-    assert f"torch {torch.__version__}" in out
-    for line in out.splitlines()[2:]:
-        if line.split()[1] == "--":
-            assert " -> " in line  # whatever is absent comes with advice
-
-
-def test_doctor_without_anything(capsys, monkeypatch):
-    from bitlab import compiled
-
-    monkeypatch.setenv("BITLAB_DATA", "/nowhere")
-    monkeypatch.setenv("BITLAB_COMPILE", "auto")
-    monkeypatch.setattr(compiled, "compiler", lambda: None)
-    assert cli.main(["doctor"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("compiler  --") and "install g++" in line for line in lines)
-    assert any("/nowhere does not exist" in line and " -> " in line for line in lines)
-
-
-def test_doctor_with_a_word_that_is_no_mode(capsys, monkeypatch):
-    monkeypatch.setenv("BITLAB_COMPILE", "nonsense")
-    assert "BITLAB_COMPILE is 'nonsense'" in refused(capsys, "doctor")
-
-
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["glue", "--help"])

@@ -187,10 +187,11 @@ def test_the_compiler_that_is_named_comes_first(monkeypatch, tmp_path):
     named.write_text("#!/bin/sh\n")
     named.chmod(0o755)
     monkeypatch.setenv("CXX", str(named))
-    assert compiled.compiler.__wrapped__() == str(named)
+    assert compiled.find_compiler.__wrapped__("CXX", "c++") == str(named)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX")
-    assert compiled.compiler.__wrapped__() is None
+    assert compiled.find_compiler.__wrapped__("CXX", "c++") is None
+    assert compiled.find_compiler.__wrapped__("CXX", "c++", "my-c++") == str(named)
 
 
 def test_status_says_why(monkeypatch):

@@ -33,7 +33,6 @@ from bitlab import models
 from bitlab.data.glue import encode
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.tasks import TASKS
-from bitlab.doctor import describe_sources
 from bitlab.errors import BitlabError
 from bitlab.models import load_any, load_model, load_tokenizer, resolve_model, teacher_label_order
 
@@ -333,15 +332,3 @@ def test_minilm():
     assert (len(linears), model.config.hidden_size, model.config.num_labels) == (36, 384, 1)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert load_tokenizer("minilm")("hello", "you")["token_type_ids"] == [0, 0, 0, 1, 1]
-
-
-def test_sources_are_described_with_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr("bitlab.doctor.hub_reachable", lambda: False)
-    monkeypatch.setenv("BITLAB_DATA", str(tmp_path / "nowhere"))
-    reports = {(r.kind, r.name): r for r in describe_sources()}
-    assert reports["model", "sample"].available
-    assert reports["data", "sample"].available
-    assert all(bool(r.advice) != r.available for r in reports.values())
-    assert "does not exist" in reports["data", "BITLAB_DATA"].detail
-    monkeypatch.setenv("BITLAB_DATA", str(tmp_path))
-    assert next(r for r in describe_sources() if r.name == "BITLAB_DATA").available

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import batch, binarizers, tiny, warm_up
 
-from bitlab import BinaryLinear, BitlabError, ElasticBinarizer, binarize, cli
+from bitlab import BinaryLinear, BitlabError, ElasticBinarizer, binarize, cli, compiled
 from bitlab.bench import packed as bench
 from bitlab.binarizers import codes_forward
 from bitlab.packed import backend_status, backends, commands, kernel, load_packed, pack, thresholds
@@ -191,7 +191,7 @@ def test_three_processes_compile_at_once(tmp_path):
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """A process that has not looked for a kernel yet, with an empty cache."""
-    cached = (kernel._load, kernel.compiler, backends._compiled, backends._warn_once)
+    cached = (kernel._load, compiled.find_compiler, backends._compiled, backends._warn_once)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("BITLAB_KERNEL", "")
     for function in cached:

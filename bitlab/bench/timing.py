@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from bitlab.compiled import torch_threads
 from bitlab.errors import check_number
 from bitlab.models import quiet
 
@@ -16,14 +17,9 @@ def session(rounds: int, threads: int):
     """Torch on so many threads, seeded and without messages while the block runs, and as it was afterwards."""
     check_number("rounds", rounds, at_least=1, whole=True)
     check_number("threads", threads, at_least=1, whole=True)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with quiet(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads), quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def measure(contenders: dict[str, Callable], rounds: int, at_least: float = 0.0) -> dict[str, list[float]]:

@@ -2,11 +2,11 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 import bitlab
+from bitlab.packed.kernel import cpuinfo
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "scikit-learn")
 
@@ -32,11 +32,7 @@ def machine() -> dict[str, str | int]:
 
 def processor() -> str:
     """The processor's name with the vector instructions that matter here."""
-    name, flags = platform.processor() or platform.machine(), ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in lines.items()}
-        name, flags = fields.get("model name", name), fields.get("flags", "")
+    info = cpuinfo()
+    name, flags = info.get("model name", platform.processor() or platform.machine()), info.get("flags", "")
     vector = [label for flag, label in (("avx512_vpopcntdq", "AVX512-VPOPCNTDQ"), ("avx2", "AVX2")) if flag in flags]
     return f"{name} ({vector[0]})" if vector else name

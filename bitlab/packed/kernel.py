@@ -10,12 +10,12 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import threading
 from pathlib import Path
 
+from bitlab.compiled import find_compiler
 from bitlab.errors import BitlabError
 
 SOURCE = Path(__file__).with_name("kernel.c")
@@ -62,11 +62,20 @@ def load() -> ctypes.CDLL:
         return _load()
 
 
-@functools.cache
 def compiler() -> str | None:
     """The C compiler to use: CC if set, else the first of cc, gcc and clang that is there."""
-    names = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return find_compiler("CC", "cc", "gcc", "clang")
+
+
+@functools.cache
+def cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor, by names in small letters; {} elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in first.splitlines())
+    return {name.strip().lower(): value.strip() for name, _, value in fields}
 
 
 def cache_folder() -> Path:
@@ -108,12 +117,8 @@ def _key(path: str) -> str:
 def _processor() -> bytes:
     """Whatever decides what `native` means: the model and its instruction sets."""
     wanted = ("model name", "flags", "cpu family", "model", "features", "cpu implementer", "cpu part")
-    try:
-        with open("/proc/cpuinfo") as info:
-            first = info.read().split("\n\n")[0]
-    except OSError:
-        return f"{platform.machine()} {platform.processor()} {platform.node()}".encode()
-    return "\n".join(line for line in first.splitlines() if line.split(":")[0].strip().lower() in wanted).encode()
+    told = [f"{name}: {value}" for name, value in cpuinfo().items() if name in wanted]
+    return "\n".join(told or (platform.machine(), platform.processor(), platform.node())).encode()
 
 
 def _build(path: str, target: Path) -> None:
