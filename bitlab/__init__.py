@@ -3,39 +3,35 @@
 import importlib
 import importlib.util
 
-from bitlab import packed, rivals  # so that from_pretrained knows the other methods and packed checkpoints
-from bitlab.config import BitConfig, DistillationConfig
-from bitlab.convert import binarize, set_precision
-from bitlab.errors import BitlabError
-from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
+from bitlab import startup
 
 __version__ = "0.1.0"
 
-# Data and training import datasets and accelerate, which take seconds: they load when first asked for.
-_LAZY = {
+_MODULES = {
+    "BinaryEmbedding": "bitlab.layers",
+    "BinaryLinear": "bitlab.layers",
+    "BitConfig": "bitlab.config",
+    "BitlabError": "bitlab.errors",
+    "DistillationConfig": "bitlab.config",
+    "DistillationTrainer": "bitlab.distillation",
+    "ElasticBinarizer": "bitlab.layers",
+    "binarize": "bitlab.convert",
     "load_glue": "bitlab.data",
     "load_squad": "bitlab.data",
-    "DistillationTrainer": "bitlab.distillation",
+    "set_precision": "bitlab.convert",
 }
 
-__all__ = [
-    "BinaryEmbedding",
-    "BinaryLinear",
-    "BitConfig",
-    "BitlabError",
-    "DistillationConfig",
-    "ElasticBinarizer",
-    "rivals",
-    "binarize",
-    "packed",
-    "set_precision",
-    *_LAZY,
-]
+__all__ = [*_MODULES, "packed", "rivals"]
+
+if startup.is_command_line():
+    startup.at_ctrl_c(startup.leave)  # `bitlab.cli` imports the rest
+else:
+    from bitlab import packed, rivals  # so that from_pretrained knows the methods and packed checkpoints
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     if not name.startswith("_") and importlib.util.find_spec(f"bitlab.{name}"):
         return importlib.import_module(f"bitlab.{name}")  # bitlab.cost.summary(model) after a plain import bitlab
     raise AttributeError(f"module 'bitlab' has no attribute {name!r}")

@@ -1,25 +1,28 @@
-"""The folder of a run: one experiment owns it, files appear whole or not at all, a second process is refused."""
+"""The boundary that reads and writes files: one line for whatever may fail there, whole writes, owned folders.
+
+A run's folder (`claim`) belongs to the experiment that its experiment.json describes, and to one process at a time.
+"""
 
 import errno
-import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets import Dataset
-from pyarrow import types
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there the configuration check alone guards the folder
-    fcntl = None
+from filelock import FileLock, Timeout
 
 from bitlab.errors import BitlabError
 
-CONFIG, RESULT, STAGE, LOCK = "experiment.json", "result.json", "stage.json", ".lock"
+CONFIG, LOCK = "experiment.json", ".lock"
+PARTIAL, OLD = ".partial", ".old"
+ELSEWHERE = "choose another --output"
 ROOM = 2**16  # bytes; a disk with less free is full
+
+
+# ------------------------------------------------------------------------------------------------ one line
 
 
 @contextmanager
@@ -39,20 +42,21 @@ def reading(path: Path, remedy: str = "give another file"):
 
 @contextmanager
 def writing(path: Path, remedy: str = "choose another place"):
-    """Make one line of whatever writing may raise: a full disk or quota, no access, a name too long.
+    """Make one line of whatever writing may raise: a full disk or quota, no access, a name too long, a limit.
 
     Raises:
-        BitlabError: naming `path`, the reason and `remedy`.
+        BitlabError: naming what can't be written (`path`, unless the system names a file), the reason and `remedy`.
     """
     try:
         yield
     except (BitlabError, BrokenPipeError):  # a pipe is no file of ours
         raise
     except Exception as error:
-        if _disk_full(error, path):
+        cause = _of_the_system(error)
+        if _disk_full(cause, path):
             raise BitlabError(f"the disk is full at {path}: free some space and run the same command again") from error
-        if isinstance(error, OSError):
-            raise BitlabError(f"{path} can't be written ({reason(error)}): {remedy}") from error
+        if cause is not None:
+            raise BitlabError(f"{cause.filename or path} can't be written ({reason(cause)}): {remedy}") from error
         raise
 
 
@@ -60,6 +64,41 @@ def reason(error: BaseException) -> str:
     """The first line of what an error says, without the path that an OSError repeats."""
     said = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return said[0].strip()[:200] if said else type(error).__name__
+
+
+def _of_the_system(error: Exception) -> OSError | None:
+    """The system's error behind one: safetensors puts it into words, torch.save leaves its reason out."""
+    for each in (error, error.__cause__, error.__context__):
+        if isinstance(each, OSError):
+            return each
+        if found := re.search(r"(?:os error|code:) (\d+)", str(each)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        if "PytorchStreamWriter" in str(each) or "inline_container" in str(each):
+            return OSError("torch.save could not write all of it")
+    return None
+
+
+def _disk_full(cause: OSError | None, path: Path) -> bool:
+    """Whether there is no room; the disk itself is asked too, which a half-written file still fills."""
+    if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    place = next((place for place in (path, *path.parents) if os.path.exists(place)), ".")
+    return shutil.disk_usage(place).free < ROOM
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """A path with the home folder in place of "~" or "~name".
+
+    Raises:
+        BitlabError: where there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BitlabError(f"the home folder in {os.fspath(path)!r} is nobody's: write the path out") from error
+
+
+# ------------------------------------------------------------------------------------------------ whole files
 
 
 def write_json(path: Path, content: dict | list) -> None:
@@ -70,12 +109,16 @@ def write_json(path: Path, content: dict | list) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path, kind: type = dict, remedy: str = "delete it, or choose another folder"):
@@ -181,7 +224,9 @@ def whole_folder(path: Path):
 
     What was at `path` stays until the new folder is complete.
     """
-    partial, old = (path.with_name(path.name + ending) for ending in (".partial", ".old"))
+    partial, old = path.with_name(path.name + PARTIAL), path.with_name(path.name + OLD)
+    if old.exists() and not path.exists():  # killed between the two renames below
+        os.replace(old, path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -196,30 +241,46 @@ def whole_folder(path: Path):
     shutil.rmtree(old, ignore_errors=True)
 
 
+# ------------------------------------------------------------------------------------------------ ownership
+
+
 @contextmanager
-def claim(folder: Path, config: dict, again: bool = False):
+def claim(folder: Path, config: dict, clear: Callable[[Path], None] | None = None):
     """Own `folder` for the experiment that `config` describes, while the block runs.
 
-    A new folder gets `config` written into it; one with the same configuration is gone on with (or emptied of
-    results first, if `again`).
-    Errors: BitlabError if the folder belongs to an experiment with another configuration (the first difference is
-    named), holds other files, or is in use by another process; also for a full disk, with what was done kept.
+    A new folder gets `config` written into it; one with the same configuration is gone on with, after `clear(folder)`
+    if that is given.
+
+    Raises:
+        BitlabError: if the folder belongs to an experiment with another configuration (the first difference is
+            named), holds other files, or is in use by another process, all before anything in it is touched; also
+            for whatever can't be written in the block, with what was done kept.
     """
-    with writing(folder, "choose another --output"):
+    with writing(folder, ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
-    with writing(folder, "choose another --output"), _locked(folder):
-        known = read_json(folder / CONFIG)
-        if known is None:
-            others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG + ".partial"))
-            if others:
-                (folder / LOCK).unlink()
-                raise BitlabError(f"folder {folder} holds other files ({others[0]}): choose another --output")
-            write_json(folder / CONFIG, config)
-        else:
-            _check_same(folder, known, config)
-            if again:
-                _empty(folder)
-        yield folder
+        _check_ours(folder)
+        with _locked(folder):
+            known = read_json(folder / CONFIG)
+            if known is None:
+                write_json(folder / CONFIG, config)
+            else:
+                _check_same(folder, known, config)
+                if clear:
+                    clear(folder)
+            yield folder
+
+
+def _check_ours(folder: Path) -> None:
+    """A folder is an experiment's or empty, and its lock an empty file: anything else is somebody's."""
+    lock = folder / LOCK
+    if lock.is_symlink() or (lock.exists() and not (lock.is_file() and lock.stat().st_size == 0)):
+        others = [LOCK]
+    elif (folder / CONFIG).exists():
+        others = []
+    else:
+        others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, CONFIG + PARTIAL))
+    if others:
+        raise BitlabError(f"folder {folder} holds other files ({others[0]}): {ELSEWHERE}")
 
 
 def _check_same(folder: Path, known: dict, config: dict) -> None:
@@ -228,52 +289,18 @@ def _check_same(folder: Path, known: dict, config: dict) -> None:
         if known.get(key) != config.get(key):
             raise BitlabError(
                 f"folder {folder} belongs to another experiment: its {key} is {known.get(key)!r}, "
-                f"this one's {config.get(key)!r}; choose another --output"
+                f"this one's {config.get(key)!r}; {ELSEWHERE}"
             )
-
-
-def digest(*tables: Dataset) -> str:
-    """A hash of all numbers in data sets: tokens, labels. Edited data have another, and make another experiment."""
-    found = hashlib.sha256()
-    for column in (column.combine_chunks() for table in tables for column in table.data.columns):
-        if types.is_list(column.type):
-            found.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            column = column.flatten()
-        if types.is_integer(column.type) or types.is_floating(column.type):
-            found.update(column.to_numpy(zero_copy_only=False).tobytes())
-    return found.hexdigest()[:16]
-
-
-def _empty(folder: Path) -> None:
-    for path in (folder / RESULT, *folder.glob(f"*/{STAGE}")):  # first, so that nothing half-gone passes for finished
-        path.unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.name in (CONFIG, LOCK):
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def _locked(folder: Path):
-    with open(folder / LOCK, "w") as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BitlabError(
-                f"folder {folder} is in use by another run: wait for it or choose another --output"
-            ) from None
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise BitlabError(f"folder {folder} is in use by another run: wait for it or {ELSEWHERE}") from None
+    try:
         yield
-
-
-def _disk_full(error: BaseException | None, path: Path) -> bool:
-    """Whether an error comes from a full disk. safetensors and torch.save raise kinds of their own, the latter
-    without the reason: then the disk is asked, which the half-written file still fills."""
-    place = next((place for place in (path, *path.parents) if place.exists()), Path("."))
-    if shutil.disk_usage(place).free < ROOM:
-        return True
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    finally:
+        lock.release()

@@ -12,9 +12,16 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceCl
 
 import bitlab
 from bitlab import cli, experiments
+from bitlab.bench.settings import BenchSettings
+from bitlab.config import ALPHA_POLICIES
 from bitlab.data.sample import sample_tokenizer
+from bitlab.data.settings import Settings
 from bitlab.data.tasks import get_task
+from bitlab.experiments import experiment
+from bitlab.experiments.recipes import RECIPES
 from bitlab.models import load_model, load_tokenizer
+from bitlab.options import given, kind, options
+from bitlab.startup import STOPPED
 
 HEADER = "index\tsentence1\tsentence2\tlabel\n"
 ROW = "0\ta red cup .\tthe cup is red .\tentailment\n1\ta red cup .\tthe cup is blue .\tnot_entailment\n"
@@ -90,7 +97,7 @@ def test_options_reach_the_experiment(monkeypatch, capsys):
         seen.update(vars(experiment), output=output, again=again)
         return {"task": "rte", "model": "m", "data": "d", "seed": 3, "stages": []}
 
-    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(experiments, "run", run, raising=False)
     text = "glue RTE --model minilm --data hub --schedule W1A4->W1A1 --method bit-released --preset full --seed 3"
     text += " --max-steps 7 --teacher here --train-examples 9 --epochs 1.5 --batch-size 4 --learning-rate 1e-3"
     text += " --teacher-epochs 2 --teacher-learning-rate 1e-4 --alpha carry --stage-teacher both --selection best"
@@ -102,14 +109,32 @@ def test_options_reach_the_experiment(monkeypatch, capsys):
     assert expected | {"output": "there", "again": True} == {k: seen[k] for k in [*expected, "output", "again"]}
 
 
-def test_the_defaults_are_the_experiments_own():
-    options = vars(cli._parser().parse_args(["glue", "rte"]))
-    experiment = vars(experiments.Experiment("rte"))
-    by_method = {"schedule", "stage_teacher"}
-    for name in options.keys() & experiment.keys() - by_method:
-        assert options[name] == experiment[name], name
-    assert not any(options[name] for name in by_method)
-    assert (experiment["schedule"], experiment["stage_teacher"]) == ("W32A32 -> W1A2 -> W1A1", "previous")
+def test_every_field_has_its_option_and_the_experiments_own_default():
+    """What isn't given is the dataclass's matter: the parser knows no defaults."""
+    for command, settings in (("glue rte", experiments.Experiment), ("squad", experiments.Experiment)):
+        assert given(settings, cli._parser().parse_args(command.split())) == {"task": command.split()[-1]}
+    kinds = {int: "3", float: "0.5", str: "word", bool: None, tuple: "4"}
+    for command, settings in (
+        ("squad", experiments.Experiment),
+        ("distil texts.txt --output there", experiments.GeneralDistillation),
+        ("augment rte --vectors there", Settings),
+        ("bench", BenchSettings),
+    ):
+        words, expected = command.split(), {}
+        for each in options(settings):
+            if each.name in ("task", "texts"):
+                continue
+            value = kinds[kind(each)]
+            words += ["--" + each.name.replace("_", "-"), *([value] if value else [])]
+            expected[each.name] = True if value is None else [4] if kind(each) is tuple else kind(each)(value)
+        found = given(settings, cli._parser().parse_args(words))
+        assert expected == {name: found[name] for name in expected}
+        assert all(each.metadata["help"] for each in options(settings))
+
+
+def test_names_that_are_stated_where_torch_is_not_loaded():
+    """`--help` must not wait for the modules that have them; here both are held to be the same."""
+    assert tuple(RECIPES) == experiment.METHODS and set(ALPHA_POLICIES) == set(experiment.ALPHA_POLICIES)
 
 
 def test_help_names_every_option(capsys):
@@ -125,9 +150,77 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
     def run(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(experiments, "run", run, raising=False)
     assert cli.main(["glue", "rte"]) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"{STOPPED}\n"
+
+
+def command_line(*arguments, **options):
+    """A process that runs `python -m bitlab ...`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bitlab.__file__).parent.parent)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment |= options.pop("env", {})
+    python = [sys.executable, *options.pop("python", ["-m", "bitlab"])]
+    return subprocess.Popen([*python, *arguments], env=environment, **pipes)
+
+
+@pytest.mark.parametrize("arguments", ["", "--version", "--help", "glue --help", "distil --help", "augment --help"])
+def test_what_needs_no_torch_does_not_wait_for_it(arguments):
+    process = command_line(*arguments.split(), python=["-X", "importtime", "-m", "bitlab"])
+    out, err = process.communicate()
+    loaded = {line.split("|")[-1].strip() for line in err.splitlines()}
+    assert process.returncode == 0 and ("bitlab 0" if "version" in arguments else "usage: bitlab") in out
+    assert "argparse" in loaded and not {"torch", "transformers", "datasets", "numpy"} & loaded
+
+
+@pytest.mark.parametrize("module", ["bitlab.cli", "torch", "transformers.trainer", "bitlab.experiments.running"])
+def test_ctrl_c_while_modules_load_is_one_line(tmp_path, module):
+    """In the middle of an import an exception would be caught or printed by who knows whom."""
+    (tmp_path / "sitecustomize.py").write_text(SITE.format(module=module))
+    path = f"{tmp_path}{os.pathsep}{Path(bitlab.__file__).parent.parent}"
+    process = command_line("glue", "rte", "--data", "sample", env={"PYTHONPATH": path})
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, f"{STOPPED}\n") and "Traceback" not in out
+
+
+SITE = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_an_ascii_terminal(monkeypatch):
+    process = command_line("results", "--format", "text", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    out, err = process.communicate()
+    assert process.returncode == 0 and err == "" and "?" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "gone"), "gone can't be used (No such file or directory)"),
+        (MemoryError(), "not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "not enough memory",
+        ),
+    ],
+)
+def test_what_is_expected_to_fail_is_one_line(capsys, monkeypatch, error, says):
+    def run(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(experiments, "run", run, raising=False)
+    assert says in refused(capsys, "glue", "rte")
+    error = KeyError("a fault of ours")
+    with pytest.raises(KeyError):
+        cli.main(["glue", "rte"])
 
 
 # -------------------------------------------------------------------------------------------- bad input
@@ -136,7 +229,6 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "required: COMMAND"),
         (("sing",), "invalid choice: 'sing'"),
         (("glue",), "required: TASK"),
         (("glue", "imdb"), "unknown task 'imdb'"),
@@ -146,6 +238,16 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
         (("glue", "rte", "--seed", "x"), "--seed: invalid int value: 'x'"),
         (("glue", "rte", "--seed", "-1"), "seed is -1"),
         (("glue", "rte", "--max-steps", "0"), "max_steps is 0"),
+        (("glue", "rte", "--epochs", "1e308"), "epochs is 1e+308"),
+        (("squad", "--max-length", "5"), "max_length is 5"),
+        (("bench", "--threads", "2147483648"), "threads is 2147483648"),
+        (("bench", "--threads", "100000"), "threads is 100000"),
+        (("bench", "--batch", "1000000000"), "batch is 1000000000"),
+        (("distil", "texts.txt", "--output", "x", "--seed=-1"), "seed is -1"),
+        (("distil", "texts.txt", "--output", "x", "--epochs", "1e308"), "epochs is 1e+308"),
+        (("glue", "rte", "--data", "sample", "--output", "~nosuchuser/x"), "'~nosuchuser/x' is nobody's"),
+        (("glue", "rte", "--data", "sample", "--model", "~nosuchuser/x"), "'~nosuchuser/x' is nobody's"),
+        (("glue", "rte", "--data", "n" * 300), "File name too long"),
         (("glue", "rte", "--epochs", "nan"), "epochs is nan"),
         (("glue", "rte", "--batch-size", "-8"), "batch_size is -8"),
         (("glue", "rte", "--schedule", ""), "names no stage"),

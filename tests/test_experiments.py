@@ -24,6 +24,7 @@ from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments import Experiment, evaluate, run, running
 from bitlab.experiments import stage as stages
+from bitlab.experiments.folder import RESULT
 from bitlab.experiments.prepared import prepare
 from bitlab.models import load_model, load_tokenizer
 
@@ -248,8 +249,10 @@ def at(moment, monkeypatch):
         return getattr(model.config, "quantization_config", None) is not None
 
     if moment == "first step":
-        patch = (stages.Progress, "on_train_begin")
-        monkeypatch.setattr(*patch, dying(stages.Progress.on_train_begin, lambda self, *_, **__: self.title == "W1A1"))
+        patch = (stages.ShowProgress, "on_train_begin")
+        monkeypatch.setattr(
+            *patch, dying(stages.ShowProgress.on_train_begin, lambda self, *_, **__: self.title == "W1A1")
+        )
     elif moment == "checkpoint half written":
         patch = (stages.MarkWhole, "on_save")
         original = stages.MarkWhole.on_save
@@ -261,9 +264,7 @@ def at(moment, monkeypatch):
         saves = dying(files.write_json, lambda path, content: path.parent.name == "W1A1.partial")
         monkeypatch.setattr(files, "write_json", saves)
     elif moment == "before the result":
-        monkeypatch.setattr(
-            files, "write_json", dying(files.write_json, lambda path, content: path.name == files.RESULT)
-        )
+        monkeypatch.setattr(files, "write_json", dying(files.write_json, lambda path, content: path.name == RESULT))
 
 
 MOMENTS = ("first step", "checkpoint half written", "trained, not evaluated", "stage half saved", "before the result")
@@ -401,7 +402,7 @@ def spied(monkeypatch, alpha=0.5):
     """Stages that do not train; what each was given, by precision."""
     seen = {}
 
-    def train_stage(model, teachers, data, settings, folder, **options):
+    def train_stage(model, teachers, rows, collate, settings, folder, **options):
         precisions = []
         for each in teachers:
             config = getattr(each.config, "quantization_config", None)
@@ -413,7 +414,7 @@ def spied(monkeypatch, alpha=0.5):
         for m in binarizers:
             m.alpha.data.fill_(alpha)
             m.initialized.fill_(True)
-        return [], 0, 0.0
+        return stages.Trained([], 0, 0.0)
 
     monkeypatch.setattr(running, "train_stage", train_stage)
     return seen

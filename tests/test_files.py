@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from bitlab import files
 from bitlab.errors import BitlabError
+from bitlab.experiments.folder import LOG, MADE, RESULT, STAGE, STAGE_HOLDS, clear, digest, record_in
 
 CONFIG = {"task": "rte", "seed": 0, "settings": {"W1A1": {"epochs": 3}}}
 HOLDER = """
@@ -100,13 +101,12 @@ def test_json_has_no_tuples_and_that_is_no_difference(tmp_path):
         ({k: v for k, v in CONFIG.items() if k != "seed"}, "its seed is 0, this one's None"),
     ],
 )
-@pytest.mark.parametrize("again", [False, True])
-def test_another_experiments_folder_is_refused_and_the_difference_named(tmp_path, other, says, again):
+def test_another_experiments_folder_is_refused_and_the_difference_named(tmp_path, other, says):
     folder = tmp_path / "run"
     with files.claim(folder, CONFIG):
-        files.write_json(folder / files.RESULT, {"score": 1})
+        files.write_json(folder / RESULT, {"score": 1})
     before = contents(folder)
-    with pytest.raises(BitlabError, match=says), files.claim(folder, other, again):
+    with pytest.raises(BitlabError, match=says), files.claim(folder, other, pytest.fail):
         pytest.fail("the block must not run")
     assert contents(folder) == before
 
@@ -114,35 +114,109 @@ def test_another_experiments_folder_is_refused_and_the_difference_named(tmp_path
 def test_a_folder_of_other_files_is_refused_and_left_as_it_was(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = contents(tmp_path)
-    with pytest.raises(BitlabError, match=r"holds other files \(thesis\.tex\)"), files.claim(tmp_path, CONFIG, True):
+    with (
+        pytest.raises(BitlabError, match=r"holds other files \(thesis\.tex\)"),
+        files.claim(tmp_path, CONFIG, pytest.fail),
+    ):
         pytest.fail("the block must not run")
     assert contents(tmp_path) == before
 
 
-def test_again_empties_the_folder_but_for_whose_it_is(tmp_path):
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_foreign_lock_is_left_alone(tmp_path, kind, ours):
+    folder = tmp_path / "run"
+    if ours:
+        with files.claim(folder, CONFIG):
+            pass
+        (folder / files.LOCK).unlink()
+    folder.mkdir(exist_ok=True)
+    (tmp_path / "target").write_text("precious")
+    {
+        "file": lambda lock: lock.write_text("12345"),
+        "link": lambda lock: lock.symlink_to(tmp_path / "target"),
+        "folder": lambda lock: lock.mkdir(),
+    }[kind](folder / files.LOCK)
+    before = contents(tmp_path)
+    with pytest.raises(BitlabError, match=r"holds other files \(\.lock\)"), files.claim(folder, CONFIG):
+        pytest.fail("the block must not run")
+    assert contents(tmp_path) == before
+
+
+STAGES = ["W32A32", "W1A1"]
+
+
+def finished(folder):
+    """What a run leaves, and beside it what is not its own."""
+    for path in (folder / RESULT, *(folder / stage / name for stage in STAGES for name in (STAGE, LOG))):
+        files.write_json(path, {"score": 1})
+    for place in ("W1A1.training/checkpoint-1", "W1A1/predictions/dev", "W1A1.old", "mine"):
+        (folder / place).mkdir(parents=True)
+    for path in (folder / "notes.txt", folder / "mine" / "W1A1", folder / "W1A1" / "model.safetensors"):
+        path.write_text("x")
+
+
+def test_again_deletes_what_the_run_made_and_nothing_else(tmp_path):
     with files.claim(tmp_path / "run", CONFIG) as folder:
-        files.write_json(folder / files.RESULT, {"score": 1})
-        (folder / "W1A1").mkdir()
-        (folder / "W1A1" / "weights").touch()
-    with files.claim(folder, CONFIG, again=True):
-        assert {p.name for p in folder.iterdir()} == {files.CONFIG, files.LOCK}
+        finished(folder)
+    with files.claim(folder, CONFIG, lambda folder: clear(folder, STAGES)):
+        assert {p.name for p in folder.iterdir()} == {files.CONFIG, files.LOCK, "mine", "notes.txt"}
+        assert (folder / "mine" / "W1A1").read_text() == "x"
 
 
-def test_emptying_begins_with_what_says_finished(tmp_path, monkeypatch):
-    """Killed in the middle, it leaves nothing that passes for a finished stage or run."""
-    with files.claim(tmp_path / "run", CONFIG) as folder:
-        for path in (folder / files.RESULT, folder / "W1A1" / files.STAGE):
-            files.write_json(path, {"score": 1})
-        (folder / "W1A1" / "weights").touch()
+def test_again_refuses_to_delete_what_was_put_into_a_stages_folder(tmp_path):
+    finished(tmp_path)
+    (tmp_path / "W1A1" / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(BitlabError, match=r"thesis\.tex is not the run's: move it elsewhere"):
+        clear(tmp_path, STAGES)
+    assert contents(tmp_path) == before and "thesis.tex" not in MADE
 
-    def killed(path):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt), files.claim(folder, CONFIG, again=True):
-        pass
-    assert (folder / "W1A1" / "weights").exists()
-    assert not (folder / files.RESULT).exists() and not (folder / "W1A1" / files.STAGE).exists()
+@pytest.mark.parametrize("deletions", range(5))
+def test_clearing_killed_at_any_moment_leaves_the_beginning_of_the_run(tmp_path, monkeypatch, deletions):
+    """What passes for finished is gone first, from the run's end to its beginning."""
+    finished(tmp_path)
+    done = iter(range(deletions))
+
+    def counted(original):
+        def delete(*args, **options):
+            if next(done, None) is None:
+                raise KeyboardInterrupt
+            return original(*args, **options)
+
+        return delete
+
+    monkeypatch.setattr(type(tmp_path), "unlink", counted(type(tmp_path).unlink))
+    monkeypatch.setattr("shutil.rmtree", counted(files.shutil.rmtree))
+    with pytest.raises(KeyboardInterrupt):
+        clear(tmp_path, STAGES)
+    records = [tmp_path / "W32A32" / STAGE, tmp_path / "W1A1" / STAGE, tmp_path / RESULT]
+    left = [record.exists() for record in records]
+    assert left == sorted(left, reverse=True) and sum(left) == max(0, 3 - deletions)
+
+
+GOOD = {"precision": "W1A1", "score": 0.5, "metrics": {"accuracy": 0.5}, "steps": 3, "seconds": 1.5}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], 5, {}, *({k: v for k, v in GOOD.items() if k != name} for name in GOOD), GOOD | {"score": None}]
+    + [
+        GOOD | change
+        for change in ({"steps": 1.5}, {"seconds": "1"}, {"metrics": {"f1": None}}, {"score": float("nan")})
+    ],
+    ids=str,
+)
+def test_records_that_are_none(tmp_path, content):
+    path = tmp_path / STAGE
+    assert record_in(path, STAGE_HOLDS) is None
+    path.write_text(json.dumps(content))
+    with pytest.raises(BitlabError, match=r"stage\.json can't be read .*: delete it, and") as caught:
+        record_in(path, STAGE_HOLDS)
+    assert "\n" not in str(caught.value)
+    path.write_text(json.dumps(GOOD))
+    assert record_in(path, STAGE_HOLDS) == GOOD
 
 
 def test_a_digest_is_of_the_numbers():
@@ -152,7 +226,7 @@ def test_a_digest_is_of_the_numbers():
         [{"input_ids": [1, 2], "labels": 0}, {"input_ids": [3], "labels": 0}],
         rows[::-1],
     ]
-    found = [files.digest(Dataset.from_list(each)) for each in (rows, list(rows), *others)]
+    found = [digest(Dataset.from_list(each)) for each in (rows, list(rows), *others)]
     assert found[0] == found[1] and len(set(found)) == 4
 
 
@@ -162,7 +236,6 @@ def test_a_file_in_the_folders_place(tmp_path):
         pass
 
 
-@pytest.mark.skipif(files.fcntl is None, reason="no flock here")
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -174,26 +247,32 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
         pass
 
 
-def full_disk_errors():
-    """What a full disk looks like: from Python, from safetensors, from torch.save, and wrapped by somebody."""
+def write_errors():
+    """What keeps from writing: as Python tells it, safetensors, torch.save, and wrapped by somebody."""
     from safetensors import SafetensorError
 
-    yield OSError(errno.ENOSPC, "No space left on device")
-    yield SafetensorError('Error while serializing: I/O error: Os { code: 28, message: "No space left on device" }')
+    full, no_space = "the disk is full at .*run the same command again", "No space left on device"
+    yield OSError(errno.ENOSPC, no_space), full
+    yield OSError(errno.EDQUOT, "Disk quota exceeded"), full
+    yield SafetensorError('Error while serializing: I/O error: Os { code: 28, message: "No space left" }'), full
     wrapped = RuntimeError("could not save")
-    wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    yield wrapped
+    wrapped.__cause__ = OSError(errno.ENOSPC, no_space)
+    yield wrapped, full
+    yield OSError(errno.EROFS, "Read-only file system"), r"run can't be written \(Read-only file system\): choose"
+    yield SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), r"\(File too large\)"
+    yield OSError(errno.ENAMETOOLONG, "File name too long", "long"), r"^long can't be written \(File name too long\)"
+    yield RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "could not write all"
 
 
-@pytest.mark.parametrize("error", full_disk_errors(), ids=lambda e: type(e).__name__)
-def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path, error):
-    full = pytest.raises(BitlabError, match=r"the disk is full at .*run the same command again")
-    with full, files.claim(tmp_path / "run", CONFIG) as folder:
+@pytest.mark.parametrize(("error", "says"), write_errors(), ids=lambda e: type(e).__name__)
+def test_what_cannot_be_written_is_one_line_and_what_was_done_stays(tmp_path, error, says):
+    with pytest.raises(BitlabError, match=says) as caught, files.claim(tmp_path / "run", CONFIG) as folder:
         with files.whole_folder(folder / "W1A2") as partial:
             (partial / "weights").write_text("done")
         with files.whole_folder(folder / "W1A1") as partial:
             (partial / "weights").write_text("half")
             raise error
+    assert "\n" not in str(caught.value)
     assert (folder / "W1A2" / "weights").read_text() == "done"
     assert not list(folder.glob("W1A1*"))
     with files.claim(folder, CONFIG):
@@ -202,19 +281,43 @@ def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path, error):
 
 def test_torch_save_on_a_full_disk(tmp_path, monkeypatch):
     """torch.save hides the reason: the disk itself is asked."""
-    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
     nothing_left = SimpleNamespace(total=10**9, used=10**9, free=0)
-    with pytest.raises(RuntimeError), files.claim(tmp_path / "run", CONFIG):
-        raise error  # there is room: it was something else
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: nothing_left)
     with pytest.raises(BitlabError, match="the disk is full"), files.claim(tmp_path / "run", CONFIG):
-        raise error
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
 
 def test_other_errors_keep_their_kind(tmp_path):
-    with pytest.raises(OSError, match="broken pipe"), files.claim(tmp_path / "run", CONFIG):
-        raise OSError(errno.EPIPE, "broken pipe")
-    with pytest.raises(BitlabError, match="no such thing"), files.claim(tmp_path / "run", CONFIG):
-        raise BitlabError("no such thing")
-    with pytest.raises(BitlabError, match="can't be written"), files.claim(tmp_path / "run", CONFIG):
-        raise PermissionError(errno.EACCES, "Permission denied")
+    for error in (
+        BrokenPipeError(errno.EPIPE, "broken pipe"),
+        BitlabError("no such thing"),
+        KeyError("a fault of ours"),
+    ):
+        with pytest.raises(type(error)), files.claim(tmp_path / "run", CONFIG):
+            raise error
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.write_json(tmp_path / "a.json", {"score": 1})
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_json(tmp_path / "a.json", {"score": 2})
+    assert files.read_json(tmp_path / "a.json") == {"score": 1} and contents(tmp_path).keys() == {"a.json"}
+
+
+def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(tmp_path):
+    (tmp_path / "W1A1.old").mkdir()
+    (tmp_path / "W1A1.old" / "weights").write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.whole_folder(tmp_path / "W1A1"):
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"W1A1": None, "W1A1/weights": b"old"}
+
+
+def test_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(files.expanded("~/runs")) == "/home/me/runs" and str(files.expanded("runs")) == "runs"
+    with pytest.raises(BitlabError, match="the home folder in '~nosuchuser/x' is nobody's"):
+        files.expanded("~nosuchuser/x")

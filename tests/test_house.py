@@ -98,7 +98,7 @@ def test_data_flows_one_way(path):
         assert not used & set(FLOW[FLOW.index(part) + 1 :]), "data flow from the left to the right"
     if part == "packed":
         assert not used & set(FLOW[2:]), "packed takes a trained model and never reaches back into training"
-    if part not in ("course", "cli"):
+    if part not in ("course", "commands"):
         assert "course" not in used, "only the notebooks need the course, and the command line lays them down"
 
 

@@ -222,10 +222,10 @@ def test_experiments_that_make_no_sense(options, says):
 
 def test_phases_share_a_stages_steps():
     whole = StageSettings(epochs=3, batch_size=8, learning_rate=1e-3, max_steps=25)
-    parts = [whole.part(number, 2, rate) for number, rate in enumerate((2.5, 1.0))]
+    parts = [whole.share(number, 2, rate) for number, rate in enumerate((2.5, 1.0))]
     assert [p.max_steps for p in parts] == [12, 13]
     assert [p.learning_rate for p in parts] == [2.5e-3, 1e-3] and [p.epochs for p in parts] == [1.5, 1.5]
-    assert whole.part(0, 1) == whole
+    assert whole.share(0, 1) == whole
 
 
 # ------------------------------------------------------------------------------------------------- experiments
@@ -274,10 +274,10 @@ def steps_of(monkeypatch):
     """What each training of a stage was given."""
     seen, original = [], running.train_stage
 
-    def train_stage(model, teachers, data, settings, folder, **options):
+    def train_stage(model, teachers, rows, collate, settings, folder, **options):
         kinds = [getattr(t.config, "quantization_config", None) for t in teachers]
         seen.append((options["title"], settings.learning_rate, settings.max_steps, kinds, options.get("distillation")))
-        return original(model, teachers, data, settings, folder, **options)
+        return original(model, teachers, rows, collate, settings, folder, **options)
 
     monkeypatch.setattr(running, "train_stage", train_stage)
     return seen
@@ -316,7 +316,7 @@ def unbroken(tmp_path_factory):
 def test_an_interrupted_phase_is_gone_on_with(unbroken, cheap, monkeypatch, phase):
     """Killed at step 28 of 30 of a phase, three steps after its last checkpoint: the same weights in the end."""
     given, folder, whole = unbroken
-    original = stages.Progress.on_step_end
+    original = stages.ShowProgress.on_step_end
 
     def dying(self, args, state, control, **kwargs):
         if args.output_dir.endswith(f"phase{phase}") and state.global_step == 28:
@@ -324,13 +324,13 @@ def test_an_interrupted_phase_is_gone_on_with(unbroken, cheap, monkeypatch, phas
         original(self, args, state, control, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.Progress, "on_step_end", dying)
+        patch.setattr(stages.ShowProgress, "on_step_end", dying)
         with pytest.raises(Killed):
             run(Experiment("sst2", **given), "broken", report=lambda line: None)
     seen = []
-    begins = stages.Progress.on_train_begin
+    begins = stages.ShowProgress.on_train_begin
     monkeypatch.setattr(
-        stages.Progress,
+        stages.ShowProgress,
         "on_train_begin",
         lambda self, args, state, control, **kw: (seen.append(state.global_step), begins(self, args, state, control))[
             1

@@ -353,7 +353,7 @@ def test_a_model_learns_to_answer(tmp_path):
     model = load_model("sample", "squad")
     before = stages.evaluate(model, data)[1]["f1"]
     settings = Experiment("squad", max_steps=60).settings("W32A32")
-    stages.train_stage(model, [], data, settings, tmp_path / "training", 0, None)
+    stages.train_stage(model, [], data.train, data.collate, settings, tmp_path / "training")
     assert before < 0.3 and stages.evaluate(model, data)[1]["f1"] > before + 0.2
 
 

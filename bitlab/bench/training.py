@@ -41,7 +41,7 @@ from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_outputs
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments import environment
-from bitlab.experiments.stage import CPU
+from bitlab.experiments.environment import CPU
 
 BASELINE, BASELINE_BF16 = "fine-tuning", "fine-tuning, bf16"
 OURS, OURS_BF16 = "distillation", "distillation, bf16"

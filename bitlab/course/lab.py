@@ -18,11 +18,9 @@ what needs a person.
 
 import gc
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -120,10 +118,9 @@ class Lab:
         settings = StageSettings(epochs=10_000, batch_size=32, max_steps=steps, **rates)
         teachers = [] if teacher is None else [teacher]
         set_seed(seed)
-        with tempfile.TemporaryDirectory() as folder:
-            title = None if headless() else "train"
-            log, *_ = train_stage(model, teachers, data, settings, Path(folder), seed, title, **options)
-        return [entry for entry in log if "loss" in entry]
+        title = None if headless() else "train"
+        trained = train_stage(model, teachers, data.train, data.collate, settings, seed=seed, title=title, **options)
+        return [entry for entry in trained.log if "loss" in entry]
 
     def stored(self, prefix: str) -> dict[str, dict[int, float]]:
         """Final scores in results/ of the runs whose name begins with `prefix`: the rest of the name -> seed -> score.

@@ -1,8 +1,16 @@
 """Data of the experiments: GLUE, SQuAD, and a generator of sample tasks in their shape."""
 
-from bitlab.data.glue import encode, load_glue
-from bitlab.data.own import load_own, read_own
-from bitlab.data.sources import hub_reachable, resolve_source
-from bitlab.data.squad import load_squad
+from bitlab.startup import lazy
 
-__all__ = ["encode", "hub_reachable", "load_glue", "load_own", "load_squad", "read_own", "resolve_source"]
+_MODULES = {
+    "encode": "bitlab.data.glue",
+    "hub_reachable": "bitlab.data.sources",
+    "load_glue": "bitlab.data.glue",
+    "load_own": "bitlab.data.own",
+    "load_squad": "bitlab.data.squad",
+    "read_own": "bitlab.data.own",
+    "resolve_source": "bitlab.data.sources",
+}
+
+__all__ = list(_MODULES)
+__getattr__ = lazy(__name__, _MODULES)

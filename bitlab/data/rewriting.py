@@ -5,49 +5,24 @@ import os
 import random
 import re
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from bitlab import files
 from bitlab.compiled import torch_threads
 from bitlab.data.candidates import MaskedLM, in_case_of, replaceable
+from bitlab.data.settings import Settings
 from bitlab.errors import BitlabError
+from bitlab.progress import Progress
 
 CHUNK = 16  # rows in a part: what is lost by a kill, for each process
 
 Row = tuple[int, tuple[str, ...]]  # number in the original training set, texts
 Slot = tuple[re.Match, list[str]]  # a word in its sentence, what may replace it
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to augment.
-
-    tries: N, new sentences tried for each sentence. probability: that a word is replaced, in each try.
-    candidates: at most so many for a word. seed: of all choices.
-    """
-
-    tries: int
-    probability: float = 0.4
-    candidates: int = 15
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("tries", "candidates"):
-            if getattr(self, name) < 1:
-                raise BitlabError(f"{name} is {getattr(self, name)}: give a whole number above 0")
-        if not 0 < self.probability <= 1:
-            raise BitlabError(f"probability is {self.probability}: give a number above 0, at most 1")
-        if not 0 <= self.seed < 2**31:
-            raise BitlabError(f"seed is {self.seed}: give a whole number from 0 to {2**31 - 1}")
 
 
 def new_sentences(sentence: str, slots: list[Slot], settings: Settings, rng: random.Random) -> list[str]:
@@ -170,12 +145,8 @@ def _work(part: Path, rows: list[Row]) -> int:
 
 
 def _show(made: Iterable[int], before: int, total: int, report) -> None:
-    """Run through the parts, with a bar on a terminal, else with a line for each tenth of the rows."""
-    started, count = time.monotonic(), before
-    with tqdm(total=total, initial=before, desc="augment", unit="row", disable=not sys.stderr.isatty()) as bar:
-        for rows in made:
-            tenths, count = 10 * count // total, count + rows
-            bar.update(rows)
-            if bar.disable and tenths < 10 * count // total < 10:
-                left = (time.monotonic() - started) / (count - before) * (total - count)
-                report(f"  augment: {count:,} of {total:,} rows, about {left:.0f} s left")
+    """Run through the parts, and show how far that is."""
+    progress = Progress("augment", "row", total, before, report)
+    for rows in made:
+        progress.to(progress.done + rows)
+    progress.close()

@@ -1,7 +1,14 @@
-"""Experiments: what can be chosen of one (`experiment`), its data (`prepared`), a stage's `training`, the whole run."""
+"""Experiments: what can be chosen of one (`experiment`), its data (`prepared`), a stage's training, the whole run."""
 
-from bitlab.experiments.experiment import Experiment
-from bitlab.experiments.running import run
-from bitlab.experiments.stage import evaluate
+from bitlab.startup import lazy
 
-__all__ = ["Experiment", "evaluate", "run"]
+_MODULES = {
+    "Experiment": "bitlab.experiments.experiment",
+    "GeneralDistillation": "bitlab.experiments.experiment",
+    "distil": "bitlab.experiments.general",
+    "evaluate": "bitlab.experiments.stage",
+    "run": "bitlab.experiments.running",
+}
+
+__all__ = list(_MODULES)
+__getattr__ = lazy(__name__, _MODULES)

@@ -4,11 +4,21 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from accelerate import PartialState
 
 import bitlab
 from bitlab.packed.kernel import cpuinfo
 
+CPU = not torch.cuda.is_available()
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "scikit-learn")
+
+
+def processes() -> PartialState:
+    """The processes of this run: one, or as many as torchrun or `accelerate launch` started.
+
+    Without a GPU accelerate takes each of them for a run of its own unless it is told, here, that CPUs are meant.
+    """
+    return PartialState(cpu=CPU)
 
 
 def versions() -> dict[str, str]:

@@ -1,126 +1,157 @@
-"""What an experiment is: every choice that can be made of it, and what follows from the ones that were."""
+"""What an experiment is: every choice that can be made of it, and what follows from the ones that were.
 
-import math
+A field is stated once, here: the command line's options, the checks and result.json's "config" come from it. The
+modules that need torch are imported when an experiment is made, so that `--help` need not wait for them.
+"""
+
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from bitlab.config import ALPHA_POLICIES, DistillationConfig
-from bitlab.data.tasks import SQUAD, get_task
-from bitlab.errors import BitlabError, check_number
-from bitlab.experiments.recipes import Phase, Recipe, get_recipe
+from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
+from bitlab.errors import BitlabError
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
+from bitlab.options import AMOUNT, COUNT, RATE, SEED, WEIGHT, check, option
 
-PRESETS = ("quick", "full")
-TEACHERS = ("previous", "full", "both")
-SELECTIONS = ("last", "best")
-POSITIVE = ("epochs", "max_steps", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs")
-POSITIVE += ("teacher_learning_rate", "train_examples", "temperature")
+METHODS = ("bit", "bit-released", "bibert", "binarybert")  # the recipes' names
+ALPHA_POLICIES = ("rescale", "carry", "reinit")  # convert's
+WEIGHTS = ("logit_weight", "hidden_weight", "attention_weight")
+LOSS = (*WEIGHTS, "relative_hidden", "temperature")
+MODELS = "sample, minilm, a hub id or a folder"
 
 
 @dataclass(frozen=True)
 class Experiment:
     """What to run. Where a number is None, the preset's or the task's own is taken.
 
-    Args:
-        task: a GLUE task, for instance "rte", or "squad". model: "sample", "minilm", a hub id or a folder.
-        data: "auto", "sample", "hub" or a folder of original files. train_examples: use only the first so many.
-        schedule: for instance "W32A32 -> W1A2 -> W1A1". method: "bit", "bit-released" for the reductions,
-            optimizer and padding of the released program, or a rival, "bibert" or "binarybert". Methods differ in
-            their defaults (`bitlab.experiments.recipes`), the rivals also in their loss.
-        preset: "quick" (steps counted in hundreds) or "full" (the paper's epochs). seed: of everything random.
-        teacher: a fine-tuned full-precision model; None: one is fine-tuned first.
-        start: a binary model, for instance of `bitlab distil`, whose encoder the first stage starts from, brought to
-            that stage's precision; None: the full-precision model's own weights.
-        augment: a table of `bitlab augment` (its folder or train.tsv) that the distillation stages train on; the
-            teacher is fine-tuned on `data` all the same. Epochs count passes over `data`, so that the budget is equal.
-        epochs, max_steps, batch_size, learning_rate, alpha_learning_rate: of each distillation stage (max_steps: of
-            the teacher's training too).
-        teacher_epochs, teacher_learning_rate: of the fine-tuning.
-        alpha: what becomes of the scales at a stage change: "reinit", "carry" or "rescale".
-        stage_teacher: a stage learns from the "previous" stage's model, the "full"-precision one, or "both"; the
-            method's own if None.
-        selection: evaluate on dev once at the "last" step, or keep the "best" of ten dev evaluations.
-        logit_weight, hidden_weight, relative_hidden, attention_weight, temperature: see `DistillationConfig`; not
-            for the rivals.
-        bf16: train in mixed precision (evaluation is in float32).
-        group_by_length: train in batches of sentences of similar length: less padding, see `distillation.sampling`.
-        dropout: of the student in training; the model's own (BERT's: 0.1) if None.
-        max_length, stride, question_length: SQuAD's windows in tokens, see `bitlab.data.squad.WindowSizes`.
+    A rival's loss is its method's: the weights and the temperature are not for it. The student is made from the
+    teacher if one is given. Epochs count passes over `data`, also of an augmented table, so that budgets are equal.
+    Every field's `help` says what it is; the loss's are of `DistillationConfig`, the windows' of `WindowSizes`.
     """
 
-    task: str
-    model: str = "sample"
-    data: str = "auto"
-    schedule: str | None = None
-    method: str = "bit"
-    preset: str = "quick"
-    seed: int = 0
-    teacher: str | None = None
-    start: str | None = None
-    train_examples: int | None = None
-    augment: str | None = None
-    epochs: float | None = None
-    max_steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    alpha_learning_rate: float = 1e-4
-    teacher_epochs: float | None = None
-    teacher_learning_rate: float | None = None
-    alpha: str = "rescale"
-    stage_teacher: str | None = None
-    selection: str = "last"
-    logit_weight: float = 1.0
-    hidden_weight: float = 1.0
-    relative_hidden: bool = False
-    attention_weight: float = 0.0
-    temperature: float = 1.0
-    bf16: bool = False
-    group_by_length: bool = False
-    dropout: float | None = None
-    max_length: int | None = None
-    stride: int | None = None
-    question_length: int | None = None
+    task: str | Task = option(help='a GLUE task, for instance "rte", or "squad"; or a `Task` of your own', told=True)
+    model: str = option("sample", MODELS, path=True, told=True)
+    data: str = option("auto", "auto, sample, hub or a folder of original files", path=True, told=True)
+    schedule: str | None = option(
+        None,
+        "precisions after full precision, for instance 'W1A4 -> W1A2 -> W1A1'",
+        default_words="the method's; for bit 'W1A2 -> W1A1'",
+        told=True,
+    )
+    method: str = option("bit", "how to binarize and train", choices=METHODS, told=True)
+    preset: str = option(
+        "quick", "budget: some hundred steps, or the paper's epochs", choices=("quick", "full"), told=True
+    )
+    seed: int = option(0, "of everything random", told=True, **SEED)
+    teacher: str | None = option(
+        None, "a fine-tuned full-precision model, instead of fine-tuning one", path=True, metavar="MODEL", told=True
+    )
+    start: str | None = option(
+        None,
+        "a binary model, for instance of `bitlab distil`, whose encoder the first stage starts from",
+        path=True,
+        metavar="MODEL",
+    )
+    train_examples: int | None = option(None, "use only the first so many training examples", told=True, **COUNT)
+    augment: str | None = option(
+        None,
+        "distil on this table of `bitlab augment`: its folder or its train.tsv; the teacher is fine-tuned without it",
+        path=True,
+        metavar="PATH",
+        told=True,
+    )
+    epochs: float | None = option(
+        None, "passes over the training data, of each distillation stage", told=True, **AMOUNT
+    )
+    max_steps: int | None = option(
+        None, "at most so many optimizer steps a stage, the teacher's included", told=True, **COUNT
+    )
+    batch_size: int | None = option(
+        None, "examples a step, of each distillation stage", at_least=1, at_most=10**5, told=True
+    )
+    learning_rate: float | None = option(None, "peak rate of each distillation stage", told=True, **RATE)
+    alpha_learning_rate: float = option(1e-4, "the same for the scales", told=True, **RATE)
+    teacher_epochs: float | None = option(None, "of the teacher's fine-tuning", told=True, **AMOUNT)
+    teacher_learning_rate: float | None = option(None, "of the teacher's fine-tuning", told=True, **RATE)
+    alpha: str = option("rescale", "what becomes of the scales at a stage change", choices=ALPHA_POLICIES)
+    stage_teacher: str | None = option(
+        None,
+        "whose answers a stage learns",
+        choices=("previous", "full", "both"),
+        default_words="the method's; for bit previous",
+    )
+    selection: str = option("last", "dev is used once, or ten times to keep the best model", choices=("last", "best"))
+    logit_weight: float = option(1.0, "of the answers in the loss", **WEIGHT)
+    hidden_weight: float = option(1.0, "of the hidden states in the loss", **WEIGHT)
+    relative_hidden: bool = option(False, "hidden states count alike: errors over the variance of the teacher's")
+    attention_weight: float = option(0.0, "of the attention scores in the loss", **WEIGHT)
+    temperature: float = option(1.0, "that answers are divided by in the loss: above 1, doubts show more", above=0)
+    bf16: bool = option(False, "train in mixed precision: faster where the machine has bf16", told=True)
+    group_by_length: bool = option(False, "train in batches of similar length: less padding, faster")
+    dropout: float | None = option(
+        None, "of the student in training", at_least=0, below=1, default_words="the model's own"
+    )
+    max_length: int | None = option(
+        None,
+        "tokens of a window",
+        at_least=8,
+        at_most=10**5,
+        default_words="384, or what the model reads",
+        only="squad",
+        told=True,
+    )
+    stride: int | None = option(
+        None,
+        "tokens that a window shares with the one before it",
+        at_least=0,
+        at_most=10**5,
+        default_words="128",
+        only="squad",
+        told=True,
+    )
+    question_length: int | None = option(
+        None,
+        "longer questions are cut after so many tokens",
+        at_least=1,
+        at_most=10**5,
+        default_words="64",
+        only="squad",
+        told=True,
+    )
 
     def __post_init__(self):
-        object.__setattr__(self, "task", get_task(self.task).name)
+        task = get_task(self.task)
+        object.__setattr__(self, "task", task.name if task in (*TASKS.values(), SQUAD) else task)
+        object.__setattr__(self, "stage_teacher", self.stage_teacher or None)
+        check(self)
         recipe = self.recipe
         schedule = recipe.schedule if self.schedule is None else self.schedule
         object.__setattr__(self, "schedule", str(Schedule.parse(schedule, recipe.method)))
         object.__setattr__(self, "stage_teacher", self.stage_teacher or recipe.stage_teacher)
-        choices = {"preset": PRESETS, "stage_teacher": TEACHERS, "selection": SELECTIONS}
-        for name, known in (choices | {"alpha": ALPHA_POLICIES}).items():
-            if getattr(self, name) not in known:
-                raise BitlabError(f"{name} {getattr(self, name)!r} does not exist: choose {', '.join(known)}")
-        for name in POSITIVE:
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=0)
-        weights = ("logit_weight", "hidden_weight", "attention_weight")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BitlabError(f"{name} is {getattr(self, name)}: give 0 or a number above")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise BitlabError(f"dropout is {self.dropout}: give a number from 0 to below 1")
-        if not any(getattr(self, name) for name in weights):
-            raise BitlabError(f"{', '.join(weights)} are all 0: there is nothing to learn from")
-        loss = (*weights, "relative_hidden", "temperature")
-        given = [f.name for f in fields(self) if f.name in loss and getattr(self, f.name) != f.default]
+        if not any(getattr(self, name) for name in WEIGHTS):
+            raise BitlabError(f"{', '.join(WEIGHTS)} are all 0: there is nothing to learn from")
+        given = [f.name for f in fields(self) if f.name in LOSS and getattr(self, f.name) != f.default]
         if recipe.phases and given:
             raise BitlabError(f"method {self.method} has its own loss: leave {', '.join(given)} alone")
         if self.augment and self.train_examples:
             raise BitlabError("augment and train_examples exclude each other: a table has rows made of all examples")
-        if not 0 <= self.seed < 2**31:
-            raise BitlabError(f"seed is {self.seed}: give a whole number from 0 to {2**31 - 1}")
+
+    @property
+    def task_name(self) -> str:
+        """The task's, also where it is one of your own."""
+        return get_task(self.task).name
 
     @property
     def folder_name(self) -> str:
         """Where the run goes unless told otherwise: task, method, model, path and seed in one name."""
         path = "-".join(self.path.stages)
         extras = ("-started" if self.start else "") + ("-augmented" if self.augment else "")
-        return f"{self.task}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{extras}-seed{self.seed}"
+        return f"{self.task_name}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{extras}-seed{self.seed}"
 
     @property
-    def recipe(self) -> Recipe:
-        """What its method brings along."""
+    def recipe(self):
+        """What its method brings along, a `Recipe`."""
+        from bitlab.experiments.recipes import get_recipe
+
         return get_recipe(self.method)
 
     @property
@@ -128,8 +159,11 @@ class Experiment:
         """The schedule, parsed."""
         return Schedule.parse(self.schedule, self.recipe.method)
 
-    def phases(self) -> tuple[Phase, ...]:
-        """The trainings that make up a distillation stage, each with its loss."""
+    def phases(self) -> tuple:
+        """The trainings that make up a distillation stage, each a `Phase` with its loss."""
+        from bitlab.config import DistillationConfig
+        from bitlab.experiments.recipes import Phase
+
         if self.recipe.phases:
             if get_task(self.task).num_labels > 1:
                 return self.recipe.phases
@@ -157,9 +191,37 @@ class Experiment:
             steps = self.max_steps or ((300 if small else 60) if quick and not self.teacher_epochs else None)
             return StageSettings(epochs, 32, rate, steps, **options)
         stages, recipe = len(self.path.stages), self.recipe
-        rate = self.learning_rate or (5e-4 if small else recipe.learning_rates.get(self.task, task.learning_rate))
-        epochs = self.epochs or (1000 if quick else recipe.epochs.get(self.task, task.epochs))
+        rate = self.learning_rate or (5e-4 if small else recipe.learning_rates.get(task.name, task.learning_rate))
+        epochs = self.epochs or (1000 if quick else recipe.epochs.get(task.name, task.epochs))
         steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)
         batch = self.batch_size or (32 if quick else recipe.batch_size or task.batch_size)
-        warmup = 0.2 if task is SQUAD else 0.1
+        warmup = 0.2 if task.kind == "span" else 0.1
         return StageSettings(epochs, batch, rate, steps, warmup, self.alpha_learning_rate, **options)
+
+
+@dataclass(frozen=True)
+class GeneralDistillation:
+    """What `bitlab distil` runs: an encoder made binary on plain texts, see `bitlab.experiments.general`."""
+
+    texts: tuple[str, ...] = option(help="files, one text a line, a tab between the two sentences of a pair")
+    model: str = option("minilm", MODELS, path=True)
+    precision: str = option("W1A1", "of the encoder")
+    epochs: float = option(1.0, "passes over the texts", **AMOUNT)
+    max_steps: int | None = option(None, "at most so many optimizer steps", **COUNT)
+    batch_size: int = option(32, "texts a step", at_least=1, at_most=10**5)
+    learning_rate: float = option(2e-3, "peak rate", **RATE)
+    alpha_learning_rate: float = option(1e-2, "the same for the scales", **RATE)
+    max_length: int = option(128, "longer texts are cut after so many tokens", at_least=5, at_most=10**5)
+    dropout: float | None = option(0.0, "of the student in training", at_least=0, below=1)
+    seed: int = option(0, "of everything random", **SEED)
+    bf16: bool = option(False, "train in mixed precision: faster where the machine has bf16")
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def settings(self) -> StageSettings:
+        """Its only stage's."""
+        rates = {"learning_rate": self.learning_rate, "alpha_learning_rate": self.alpha_learning_rate}
+        steps = {"epochs": self.epochs, "max_steps": self.max_steps, "batch_size": self.batch_size}
+        return StageSettings(**steps, **rates, bf16=self.bf16, group_by_length=True)

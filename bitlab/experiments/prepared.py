@@ -132,51 +132,75 @@ class PreparedSpans(Prepared):
 
 def prepare(
     task: Task,
-    source: str,
+    source: str | DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
     train_examples: int | None = None,
-    fixed_length=False,
+    fixed_length: bool = False,
     **window_sizes: int | None,
 ) -> Prepared:
     """Load and tokenize a task.
 
-    Args: source: "sample", "hub" or a folder; train_examples: only the first so many training examples or questions;
+    Args:
+        source: "sample", "hub", a folder, or the splits.
+        train_examples: only the first so many training examples or questions.
         window_sizes: for SQuAD, see `WindowSizes.fitting`.
-    Errors: BitlabError where a split that is needed is absent, and for window sizes that do not fit.
+    Raises:
+        BitlabError: where a split that is needed is absent, and for window sizes that do not fit.
     """
-    spans = task.kind == "span"
-    given = [name for name, value in window_sizes.items() if value is not None]
-    if given and not spans:
-        raise BitlabError(f"{given[0]} is for SQuAD: {task.title} has no windows")
-    sizes = WindowSizes.fitting(tokenizer, **window_sizes) if spans else None
-    splits = load_squad(source) if spans else load_glue(task, source)
-    train, present = _needed(task, splits)
-    if train_examples is not None:
-        train = train.select(range(min(train_examples, len(train))))
-    if not spans:
-        evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
-        tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
-        return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
+    if task.kind == "span":
+        sizes = WindowSizes.fitting(tokenizer, **window_sizes)
+        splits = source if isinstance(source, DatasetDict) else load_squad(source)
+        return prepare_spans(task, splits, tokenizer, sizes, train_examples, fixed_length)
+    for name, value in window_sizes.items():
+        if value is not None:
+            raise BitlabError(f"{name} is for SQuAD: {task.title} has no windows")
+    return prepare_sentences(task, load_glue(task, source), tokenizer, train_examples, fixed_length)
+
+
+def prepare_sentences(
+    task: Task,
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    train_examples: int | None = None,
+    fixed_length: bool = False,
+) -> Prepared:
+    """Tokenize sentences or pairs with their labels. See `prepare`."""
+    train, present = _needed(task, splits, train_examples)
+    evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
+    tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
+    return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
+
+
+def prepare_spans(
+    task: Task,
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    sizes: WindowSizes,
+    train_examples: int | None = None,
+    fixed_length: bool = False,
+) -> PreparedSpans:
+    """Cut questions with their paragraphs into windows of tokens. See `prepare`."""
     tokenizer = right_sided(tokenizer)
-    dev = splits[present[0]]
-    windows = encode_windows(dev, tokenizer, sizes)
+    train, (dev,) = _needed(task, splits, train_examples)
+    windows = encode_windows(splits[dev], tokenizer, sizes)
     return PreparedSpans(
         task,
         tokenizer,
         encode_windows(train, tokenizer, sizes).tokens,
-        {present[0]: windows.tokens},
+        {dev: windows.tokens},
         fixed_length,
-        questions=dev,
+        questions=splits[dev],
         windows=windows,
         window_sizes=sizes,
         train_questions=len(train),
     )
 
 
-def _needed(task: Task, splits: DatasetDict) -> tuple[Dataset, list[str]]:
-    """The training split and the names of the dev splits."""
+def _needed(task: Task, splits: DatasetDict, train_examples: int | None) -> tuple[Dataset, list[str]]:
+    """The training split, or its first so many rows, and the names of the dev splits."""
     present = [name for name in task.eval_splits if name in splits]
     if "train" not in splits or not present:
         missing = "train" if "train" not in splits else task.eval_splits[0]
         raise BitlabError(f"{task.title} has no {missing} split in this data: an experiment needs train and dev files")
-    return splits["train"], present
+    train = splits["train"]
+    return train.select(range(min(train_examples or len(train), len(train)))), present

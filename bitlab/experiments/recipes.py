@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from bitlab.config import DistillationConfig
-from bitlab.errors import BitlabError
+from bitlab.errors import check_choice
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ RECIPES = {"bit": Recipe(), "bit-released": Recipe(released=True), "bibert": BIB
 
 
 def get_recipe(method: str) -> Recipe:
-    """The recipe of an experiment's method. Raises BitlabError, with the known names, for another."""
-    if method not in RECIPES:
-        raise BitlabError(f"method {method!r} does not exist: choose {', '.join(RECIPES)}")
+    """The recipe of an experiment's method.
+
+    Raises:
+        BitlabError: for another one, with the names that there are.
+    """
+    check_choice("method", method, RECIPES)
     return RECIPES[method]

@@ -7,8 +7,8 @@ next stage's teacher and its starting point.
 import itertools
 from dataclasses import dataclass, replace
 
-from bitlab.config import parse_precision
-from bitlab.errors import BitlabError, check_number
+from bitlab.errors import BitlabError
+from bitlab.options import AMOUNT, COUNT, RATE, check, option
 
 FULL = "W32A32"
 ARROW = " -> "
@@ -29,6 +29,8 @@ class Schedule:
         Errors: BitlabError for a schedule that names no stage, repeats one, or goes up in precision, and for a
         precision that does not exist.
         """
+        from bitlab.config import parse_precision  # it loads transformers, which `--help` need not wait for
+
         parts = [part.strip() for part in str(text).replace("→", "->").split("->")]
         if parts == [""]:
             raise BitlabError("the schedule names no stage: write for instance 'W32A32 -> W1A2 -> W1A1'")
@@ -38,7 +40,13 @@ class Schedule:
         if len(names) == 1:
             raise BitlabError(f"schedule {text!r} names no stage after {FULL}: add one, for instance 'W32A32 -> W1A1'")
         for before, after in itertools.pairwise(names):
-            _check_step(text, before, after, method)
+            old, new = parse_precision(before, method), parse_precision(after, method)
+            if old == new:
+                raise BitlabError(f"schedule {text!r} repeats {after}: each stage must lower the precision")
+            if new[0] > old[0] or new[1] > old[1]:
+                raise BitlabError(
+                    f"schedule {text!r} goes up in precision from {before} to {after}: stages only go down"
+                )
         return cls(tuple(names))
 
     @property
@@ -54,52 +62,33 @@ class Schedule:
         return ARROW.join(self.precisions)
 
 
-def _check_step(text: str, before: str, after: str, method: str) -> None:
-    old, new = parse_precision(before, method), parse_precision(after, method)
-    if old == new:
-        raise BitlabError(f"schedule {text!r} repeats {after}: each stage must lower the precision")
-    if new[0] > old[0] or new[1] > old[1]:
-        raise BitlabError(f"schedule {text!r} goes up in precision from {before} to {after}: stages only go down")
-
-
 @dataclass(frozen=True)
 class StageSettings:
     """How long and how fast one stage trains.
 
-    Args:
-        epochs: passes over the training data; ignored where `max_steps` is given.
-        max_steps: optimizer steps, or None. Where `epochs` too is given, the smaller of the two budgets counts.
-        batch_size: examples a step, over all processes.
-        learning_rate: peak rate, after a linear warm-up over `warmup` of the steps, before a linear fall to 0.
-        alpha_learning_rate: the same for the alphas.
-        weight_decay: of weights; biases, thresholds, LayerNorm and alphas have none.
-        bf16: mixed precision: faster on processors and GPUs that have it. Products of codes stay exact.
-        group_by_length: batches of sentences of similar length, see `bitlab.distillation.sampling`.
-    Errors: BitlabError for an amount or a rate that is not above 0.
+    Where both `epochs` and `max_steps` are given, the smaller of the two budgets counts. The rate rises linearly over
+    `warmup` of the steps and falls linearly to 0.
     """
 
-    epochs: float
-    batch_size: int
-    learning_rate: float
-    max_steps: int | None = None
-    warmup: float = 0.1
-    alpha_learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    bf16: bool = False
-    group_by_length: bool = False
+    epochs: float = option(help="passes over the training data", **AMOUNT)
+    batch_size: int = option(help="examples a step, over all processes", at_least=1, at_most=10**5)
+    learning_rate: float = option(help="peak rate", **RATE)
+    max_steps: int | None = option(None, "optimizer steps", **COUNT)
+    warmup: float = option(0.1, "share of the steps", at_least=0, at_most=1)
+    alpha_learning_rate: float = option(1e-4, "peak rate of the alphas", **RATE)
+    weight_decay: float = option(0.01, "of weights; biases, thresholds, LayerNorm and alphas have none", at_least=0)
+    bf16: bool = option(False, "mixed precision: faster where the machine has it; products of codes stay exact")
+    group_by_length: bool = option(False, "batches of similar length, see `bitlab.distillation.sampling`")
 
     def __post_init__(self):
-        numbers = ("epochs", "batch_size", "learning_rate", "max_steps", "alpha_learning_rate")
-        for name in numbers:
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=0)
+        check(self)
 
-    def part(self, number: int, parts: int, rate: float = 1.0) -> "StageSettings":
-        """The settings of part `number` (from 0) of a stage shared evenly, at `rate` times the learning rate."""
+    def share(self, number: int, shares: int, rate: float = 1.0) -> "StageSettings":
+        """The settings of share `number` (from 0) of a stage, evenly divided, at `rate` times the learning rate."""
         steps = self.max_steps
         if steps is not None:
-            steps = max(1, steps * (number + 1) // parts - steps * number // parts)
-        return replace(self, epochs=self.epochs / parts, max_steps=steps, learning_rate=rate * self.learning_rate)
+            steps = max(1, steps * (number + 1) // shares - steps * number // shares)
+        return replace(self, epochs=self.epochs / shares, max_steps=steps, learning_rate=rate * self.learning_rate)
 
     def steps(self, examples: int) -> int:
         """Optimizer steps for a training set of that many examples, at least 1."""

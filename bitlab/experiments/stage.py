@@ -1,19 +1,18 @@
 """Training one stage with checkpoints that survive a kill, and evaluating a model."""
 
 import json
+import re
 import shutil
-import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,67 +20,74 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import is_tensorboard_available
 
 from bitlab import files
 from bitlab.compiled import matmul_precision
 from bitlab.distillation import DistillationTrainer
 from bitlab.errors import BitlabError
+from bitlab.experiments.environment import CPU, processes
+from bitlab.experiments.folder import LOG, STAGE
 from bitlab.experiments.prepared import Prepared
 from bitlab.experiments.schedule import StageSettings
+from bitlab.progress import Progress
 
 EVALUATION_BATCH = 64
-DEV_EVALUATIONS = 10  # with selection="best"
-CPU = not torch.cuda.is_available()
-PIN = {"dataloader_pin_memory": torch.cuda.is_available()}  # else torch warns on machines without a GPU
-WHOLE = "whole"  # marks a checkpoint that was written to its end; holds the seconds trained so far
+DEV_EVALUATIONS = 10  # for the best of them
+WHOLE = "whole"  # the file that is written last into a checkpoint: seconds trained so far, and what its files hold
+BOARD = "runs"  # where transformers puts TensorBoard's logs
 
 
-def processes() -> PartialState:
-    """The processes of this run: one, or as many as torchrun or `accelerate launch` started.
+class Trained(NamedTuple):
+    """A training's log (step, loss and its terms), its optimizer steps, and the seconds that earlier sessions took."""
 
-    Without a GPU accelerate takes each of them for a run of its own unless it is told, here, that CPUs are meant.
-    """
-    return PartialState(cpu=CPU)
+    log: list[dict]
+    steps: int
+    earlier: float
 
 
 def train_stage(
     model: PreTrainedModel,
     teachers: list[PreTrainedModel],
-    data: Prepared,
+    rows: Dataset,
+    collate: Callable,
     settings: StageSettings,
-    folder: Path,
-    seed: int,
-    title: str | None,
-    best: bool = False,
-    started: float | None = None,
+    folder: Path | None = None,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    title: str | None = None,
+    best_on: Prepared | None = None,
     report: Callable[[str], None] = print,
     **trainer_options,
-) -> tuple[list[dict], int, float]:
+) -> Trained:
     """Train `model` in place, from its start or from the last whole checkpoint in `folder`.
 
     Args:
         teachers: models to distil from; none: train on the labels.
-        title: of the progress bar on standard error; None for none.
+        folder: of the checkpoints; None for none.
+        steps: of the optimizer; as `settings` has them for `rows` if None.
+        title: of the progress shown; None for none.
         report: where progress goes, one line for each tenth, if standard error is no terminal.
-        best: evaluate on dev ten times and end with the best model.
+        best_on: evaluate on this data's first dev split ten times, and end with the best model.
         trainer_options: see `DistillationTrainer`.
-    Returns: (log, steps, moment of the start on the monotonic clock, earlier sessions counted in).
     """
-    steps = settings.steps(len(data.train))
-    rows = data.augmented if teachers and data.augmented is not None else data.train
-    checkpoint, spent = _last_whole_checkpoint(folder, steps)
-    started = (time.monotonic() if started is None else started) - spent
-    dev = next(iter(data.evaluations))
+    steps = steps or settings.steps(len(rows))
+    checkpoint, earlier = _last_whole_checkpoint(folder, steps) if folder else (None, 0.0)
+    options = {}
+    if best_on:
+        dev, *_ = best_on.evaluations
+        score = lambda p: {"score": best_on.score(best_on.metrics({dev: p.predictions}))}  # noqa: E731
+        options = {"eval_dataset": best_on.evaluations[dev], "compute_metrics": score}
     trainer = DistillationTrainer(
         model,
         teachers,
-        arguments(data, settings, folder, seed, steps, best),
+        _training_arguments(settings, folder, seed, steps, best_on is not None),
         train_dataset=rows,
-        eval_dataset=data.evaluations[dev],
-        data_collator=data.collate,
-        compute_metrics=lambda p: {"score": data.score(data.metrics({dev: p.predictions}))},
+        data_collator=collate,
         alpha_learning_rate=settings.alpha_learning_rate,
-        callbacks=[MarkWhole(started)] + ([Progress(title, report)] if title else []),
+        callbacks=[MarkWhole(time.monotonic() - earlier)] + ([ShowProgress(title, report)] if title else []),
+        **options,
         **trainer_options,
     )
     trainer.remove_callback(PrinterCallback)
@@ -89,7 +95,7 @@ def train_stage(
         trainer.train(resume_from_checkpoint=checkpoint)
     for wrapped in ("forward", "_original_forward"):  # accelerate's: the model would be evaluated in mixed precision
         model.__dict__.pop(wrapped, None)
-    return trainer.state.log_history, trainer.state.global_step, started
+    return Trained(trainer.state.log_history, trainer.state.global_step, earlier)
 
 
 def set_dropout(model: nn.Module, probability: float | None) -> None:
@@ -99,40 +105,47 @@ def set_dropout(model: nn.Module, probability: float | None) -> None:
             module.p = probability
 
 
-def arguments(data: Prepared, settings: StageSettings, folder: Path, seed: int, steps: int, best: bool):
-    """transformers' TrainingArguments for one stage."""
+def arguments(folder: Path | None = None, **options) -> TrainingArguments:
+    """transformers' TrainingArguments, quiet, and on the device that there is.
+
+    Args: folder: None where nothing is written; Trainer makes its folder all the same: let it be one that exists.
+    """
+    return TrainingArguments(
+        str(folder or tempfile.gettempdir()),
+        per_device_eval_batch_size=EVALUATION_BATCH,
+        use_cpu=CPU,  # transformers wants to hear it for bf16, and for processes without a GPU
+        dataloader_pin_memory=not CPU,  # else torch warns on machines without a GPU
+        disable_tqdm=True,
+        **{"report_to": []} | options,
+    )
+
+
+def _training_arguments(
+    settings: StageSettings, folder: Path | None, seed: int, steps: int, best: bool
+) -> TrainingArguments:
+    """One training's; checkpoints are written about ten times, or every 25 steps."""
     every = max(1, steps // DEV_EVALUATIONS)
     choose = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
+    saving = {"save_steps": every if best else max(25, every), "save_total_limit": 2}
     count = processes().num_processes
     if settings.batch_size % count:
         raise BitlabError(f"a batch of {settings.batch_size} can't be shared by {count} processes evenly")
-    return TrainingArguments(
-        output_dir=str(folder),
+    return arguments(
+        folder,
         seed=seed,
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size // count,
-        per_device_eval_batch_size=EVALUATION_BATCH,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
         adam_epsilon=1e-6,
         bf16=settings.bf16,
-        use_cpu=CPU,  # transformers wants to hear it for bf16, and for processes without a GPU
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         logging_steps=max(1, steps // 50),
-        save_steps=every if best else max(25, every),
-        save_total_limit=2,
-        report_to=_reporting(),
-        disable_tqdm=True,
-        **PIN,
+        report_to=["tensorboard"] if folder and is_tensorboard_available() else [],
+        **(saving if folder else {"save_strategy": "no"}),
         **({**choose, "metric_for_best_model": "score"} if best else {}),
     )
-
-
-def _reporting() -> list[str]:
-    from transformers.integrations import is_tensorboard_available
-
-    return ["tensorboard"] if is_tensorboard_available() else []
 
 
 def evaluate(model: PreTrainedModel, data: Prepared) -> tuple[float, dict[str, float]]:
@@ -146,16 +159,7 @@ def predict(
 ) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
     """A model's logits on each dev split, or on `splits`: (examples, classes); SQuAD: start and end, (windows,
     tokens) each."""
-    # nothing is written, but Trainer makes its folder: let it be one that exists
-    args = TrainingArguments(
-        tempfile.gettempdir(),
-        per_device_eval_batch_size=EVALUATION_BATCH,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=CPU,
-        **PIN,
-    )
-    trainer = DistillationTrainer(model, None, args, data_collator=data.collate)
+    trainer = DistillationTrainer(model, None, arguments(), data_collator=data.collate)
     trainer.remove_callback(PrinterCallback)
     return {name: trainer.predict(rows).predictions for name, rows in (splits or data.evaluations).items()}
 
@@ -166,38 +170,91 @@ def save_stage(
     tokenizer: PreTrainedTokenizerBase,
     record: dict,
     log: list[dict],
+    training: Path | None = None,
     more: dict[str, dict | str] | None = None,
 ) -> None:
     """Write a trained stage's Hugging Face folder, whole or not at all; other processes wait for it.
 
-    Args: record: becomes stage.json. log: of `train_stage`. more: files by name, JSON objects or texts.
+    Args:
+        record: becomes stage.json. log: of `train_stage`. more: files by name, JSON objects or texts.
+        training: the folder of its checkpoints, which goes; TensorBoard's logs move from there.
+    Raises:
+        BitlabError: for a model that holds NaN or infinity.
     """
+    check_finite(model)
     if processes().is_main_process:
         with files.whole_folder(folder) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            for name, content in {"log.json": log, **(more or {})}.items():
+            for logs in sorted(training.rglob(BOARD)) if training else ():
+                shutil.copytree(logs, partial / BOARD / logs.parent.relative_to(training))
+            for name, content in {LOG: log, **(more or {})}.items():
                 (files.write_text if isinstance(content, str) else files.write_json)(partial / name, content)
-            files.write_json(partial / files.STAGE, record)
+            files.write_json(partial / STAGE, record)
+        if training:
+            shutil.rmtree(training, ignore_errors=True)
     processes().wait_for_everyone()
 
 
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model that a diverged training left.
+
+    Raises:
+        BitlabError: naming a tensor that holds NaN or infinity.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BitlabError(f"the training has diverged ({name} holds NaN or infinity): choose a lower learning rate")
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+
 def _last_whole_checkpoint(folder: Path, steps: int) -> tuple[str | None, float]:
-    """The newest checkpoint that was written to its end, and the seconds of training in it; broken ones go.
+    """The newest checkpoint that is as it was written, and the seconds of training in it; broken ones go.
 
     The one at the last of all `steps` does not count: Trainer would train one step more from there.
     """
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / WHOLE).exists():
-            if int(path.name.split("-")[1]) < steps:
-                whole.append(path)
-        elif processes().is_main_process:
-            shutil.rmtree(path)
-    if not whole:
-        return None, 0.0
-    last = max(whole, key=lambda path: int(path.name.split("-")[1]))
-    return str(last), json.loads((last / WHOLE).read_text())
+    if processes().is_main_process:
+        for path in _checkpoints(folder):
+            if _mark(path) is None:
+                shutil.rmtree(path)
+    processes().wait_for_everyone()
+    whole = [path for path in _checkpoints(folder) if _step(path) < steps]
+    return (str(whole[-1]), _mark(whole[-1])["seconds"]) if whole else (None, 0.0)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """In the order of their steps."""
+    return sorted((path for path in folder.glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name[11:])
+
+
+def _mark(checkpoint: Path) -> dict | None:
+    """What a checkpoint says of itself, None where its files are not what they were when it was written: a kill came
+    before the end, one is missing or damaged, or the best model that it counts on is."""
+    try:
+        mark = files.read_json(checkpoint / WHOLE) or {}
+        best = json.loads((checkpoint / "trainer_state.json").read_text()).get("best_model_checkpoint")
+        good = mark.get("files") == _sums(checkpoint) and float(mark["seconds"]) >= 0
+        return mark if good and (not best or Path(best) == checkpoint or _mark(Path(best))) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _sums(checkpoint: Path) -> dict[str, int]:
+    """A checksum of each of its files."""
+    found = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != WHOLE):
+        sum_ = 0
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                sum_ = zlib.crc32(block, sum_)
+        found[str(path.relative_to(checkpoint))] = sum_
+    return found
 
 
 class MarkWhole(TrainerCallback):
@@ -210,38 +267,27 @@ class MarkWhole(TrainerCallback):
         processes().wait_for_everyone()  # each writes its own random state
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            partial = checkpoint / (WHOLE + ".partial")
-            partial.write_text(json.dumps(time.monotonic() - self.started))
-            partial.rename(checkpoint / WHOLE)
+            seconds = time.monotonic() - self.started
+            files.write_json(checkpoint / WHOLE, {"seconds": seconds, "files": _sums(checkpoint)})
 
 
-class Progress(TrainerCallback):
-    """Shows stage, step, remaining time and loss: as a bar on a terminal, else as ten lines."""
+class ShowProgress(TrainerCallback):
+    """Shows stage, step, remaining time and loss."""
 
     def __init__(self, title: str, report: Callable[[str], None]):
-        self.title, self.report, self.bar, self.loss = title, report, None, float("nan")
+        self.title, self.report, self.progress, self.loss = title, report, None, float("nan")
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first = time.monotonic(), state.global_step
-        if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, file=sys.stderr)
+        if state.is_world_process_zero:
+            self.progress = Progress(self.title, "step", state.max_steps, state.global_step, self.report)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-        elif state.is_world_process_zero and state.global_step % max(1, state.max_steps // 10) == 0:
-            pace = (time.monotonic() - self.started) / (state.global_step - self.first)
-            left = pace * (state.max_steps - state.global_step)
-            self.report(
-                f"  {self.title}: step {state.global_step} of {state.max_steps}, loss {self.loss:.3f}, "
-                f"about {left:.0f} s left"
-            )
+        if self.progress:
+            self.progress.to(state.global_step, f"loss {self.loss:.3f}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = (logs or {}).get("loss", self.loss)
-        if self.bar is not None:
-            self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.close()
+        if self.progress:
+            self.progress.close()

@@ -16,6 +16,7 @@ from bitlab.cost import summary
 from bitlab.data.tasks import SQUAD, TASKS, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments.experiment import Experiment
+from bitlab.experiments.folder import RESULT
 from bitlab.experiments.recipes import get_recipe
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 from bitlab.models import load_model
@@ -80,10 +81,10 @@ def collect(run: str | Path) -> dict:
         BitlabError: if the run is not finished, is no task's, or its result.json is damaged.
     """
     run = Path(run)
-    result = files.read_json(run / files.RESULT)
+    result = files.read_json(run / RESULT)
     if result is None:
         raise BitlabError(_why_none(run))
-    with _one_line(f"{run / files.RESULT} is no result", "delete it, and run the same experiment again"):
+    with _one_line(f"{run / RESULT} is no result", "delete it, and run the same experiment again"):
         _stages(result)
     stages = [stage["precision"] for stage in result["stages"]]
     costs = {name: _cost(load_model(run / name, result["task"])) for name in stages if (run / name).is_dir()}
@@ -95,7 +96,7 @@ def _why_none(run: Path) -> str:
     config = files.read_json(run / files.CONFIG)
     if config and "task" not in config:
         return f"{run} holds a general distillation, no task's result: store a run that started from it"
-    return f"{run} holds no {files.RESULT}: run the same experiment again to finish it"
+    return f"{run} holds no {RESULT}: run the same experiment again to finish it"
 
 
 def _curve(stage: Path) -> list[tuple[int, float]]:

@@ -1,0 +1,382 @@
+"""The commands: what makes their options, and what runs them. `bitlab.cli` finds them in the table at the end.
+
+Options come from the fields of dataclasses (`bitlab.options`). What needs torch is imported by the command that runs,
+so that `--help` is there at once, and under `loading`, so that Ctrl-C is one line.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitlab.errors import BitlabError
+from bitlab.files import expanded, reading
+from bitlab.options import add_options, given
+from bitlab.startup import loading
+
+GLUE_TASK = "cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what `bitlab --help` says of it, what makes its options, and what runs it."""
+
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _print(options: argparse.Namespace, result: dict, told: Callable[[dict], str]) -> None:
+    """A result as JSON if that was asked for, else in words."""
+    print(json.dumps(result, indent=1) if options.json else told(result))
+
+
+def _report(options: argparse.Namespace) -> Callable[[str], None]:
+    """Where lines about what happens go; with --json standard output holds the result alone."""
+    return (lambda line: None) if options.json else (lambda line: print(line, flush=True))
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_run(parser: argparse.ArgumentParser, output: str, **how) -> None:
+    parser.add_argument("--output", metavar="DIR", help=output, **how)
+    parser.add_argument("--again", action="store_true", help="run even if the folder holds the finished result")
+    _add_json(parser)
+
+
+# ------------------------------------------------------------------------------------------------ experiments
+
+
+def _glue_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help=GLUE_TASK)
+    _experiment_options(parser, "glue")
+
+
+def _squad_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(task="squad")
+    _experiment_options(parser, "squad")
+
+
+def _experiment_options(parser: argparse.ArgumentParser, command: str) -> None:
+    from bitlab.experiments.experiment import Experiment
+
+    add_options(parser, Experiment, command)
+    _add_run(parser, "folder of the run (default: runs/NAME)")
+
+
+def _glue(options: argparse.Namespace) -> int:
+    from bitlab.data.tasks import get_glue_task
+
+    get_glue_task(options.task)
+    return _experiment(options)
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab.experiments.experiment import Experiment
+
+    return _run(options, Experiment(**given(Experiment, options)))
+
+
+def _run(options: argparse.Namespace, experiment, splits=None) -> int:
+    with loading():
+        from bitlab import experiments, packed, rivals  # noqa: F401  (the last two register with transformers)
+        from bitlab.experiments.environment import processes
+
+        run = experiments.run
+    result = run(experiment, options.output, options.again, _report(options), splits)
+    if processes().is_main_process:
+        _print(options, result, _table)
+    return 0
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    from bitlab.data.settings import OwnData
+    from bitlab.experiments.experiment import Experiment
+
+    parser.add_argument("data", metavar="DATA", help="a .csv, .tsv, .jsonl or .parquet file, or a data set of the hub")
+    add_options(parser, OwnData, also=("text", "label"))
+    add_options(parser, Experiment, "train", leave=("data", "model", "augment"))
+    parser.add_argument("--model", default="minilm", help="minilm, a hub id or a folder (default: minilm)")
+    _add_run(parser, "folder of the run (default: runs/NAME)")
+
+
+def _train(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab.data.own import load_own
+        from bitlab.data.settings import OwnData
+        from bitlab.experiments.experiment import Experiment
+
+    own = OwnData(**given(OwnData, options))
+    chosen = given(Experiment, options)
+    task, splits = load_own(options.data, **vars(own), seed=chosen.get("seed", 0))
+    return _run(options, Experiment(task, **chosen), splits)
+
+
+def _table(result: dict) -> str:
+    lines = [f"{result['task']} · {result['model']} · data: {result['data']} · seed {result['seed']}"]
+    for stage in result["stages"]:
+        metrics = "  ".join(f"{name} {value:.3f}" for name, value in stage["metrics"].items())
+        lines.append(f"  {stage['precision']:7} {stage['score']:.3f}   {metrics}   ({stage['steps']} steps)")
+    return "\n".join(lines)
+
+
+def _distil_options(parser: argparse.ArgumentParser) -> None:
+    from bitlab.experiments.experiment import GeneralDistillation
+
+    parser.add_argument("texts", nargs="+", metavar="FILE", help="one text a line, a tab between a pair's sentences")
+    add_options(parser, GeneralDistillation)
+    _add_run(parser, "folder of the encoder; interrupted, it goes on there", required=True)
+
+
+def _distil(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab import experiments, packed, rivals  # noqa: F401
+        from bitlab.experiments.environment import processes
+
+        GeneralDistillation, distil = experiments.GeneralDistillation, experiments.distil
+    general = GeneralDistillation(**given(GeneralDistillation, options))
+    record = distil(general, options.output, options.again, report=_report(options))
+    if processes().is_main_process:
+        told = "misses of each hidden state's variance: "
+        _print(options, record, lambda record: told + "  ".join(f"{share:.3f}" for share in record["missed"]))
+    return 0
+
+
+def _augment_options(parser: argparse.ArgumentParser) -> None:
+    from bitlab.data.settings import Settings
+
+    add = parser.add_argument
+    add("task", metavar="TASK", help=GLUE_TASK)
+    add("--data", default="auto", help="auto, sample, hub or a folder of original files (default: auto)")
+    add("--vectors", required=True, metavar="FILE", help="word vectors: a GloVe text file")
+    add("--mlm", metavar="MODEL", help="a masked language model: hub id or folder (default: word vectors alone)")
+    add_options(parser, Settings, also=("tries",))
+    add(
+        "--processes",
+        type=int,
+        help="the table is the same for any number (default: 1; with --mlm one a core, up to 8)",
+    )
+    add("--output", metavar="DIR", help="folder of the table (default: runs/augment-TASK-FINGERPRINT)")
+    _add_json(parser)
+
+
+def _augment(options: argparse.Namespace) -> int:
+    with loading():
+        from functools import partial
+
+        from bitlab import packed, rivals  # noqa: F401
+        from bitlab.data.augment import augment, settings_for
+        from bitlab.data.settings import Settings
+        from bitlab.data.tasks import get_glue_task
+        from bitlab.models import load_masked_lm
+
+    task = get_glue_task(options.task)
+    settings = settings_for(task, **given(Settings, options))
+    load = partial(load_masked_lm, options.mlm) if options.mlm else None
+    processes = options.processes
+    if processes is None:
+        processes = min(8, os.cpu_count() or 1) if load else 1  # word vectors alone take less than a process's start
+    output = options.output and expanded(options.output)
+    data, vectors = (str(expanded(path)) for path in (options.data, options.vectors))
+    _, record = augment(task, data, vectors, settings, load, processes, output, _report(options))
+    if options.json:
+        print(json.dumps(record, indent=1))
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ models, results
+
+
+def _pack_options(parser: argparse.ArgumentParser) -> None:
+    with loading():
+        from bitlab.packed.commands import add_pack_arguments
+
+    add_pack_arguments(parser)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab import packed, rivals  # noqa: F401
+        from bitlab.files import quiet
+        from bitlab.packed.commands import pack_command
+
+    options.checkpoint, options.out = expanded(options.checkpoint), expanded(options.out)
+    with quiet():
+        return pack_command(options)
+
+
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a trained model, latent or packed, or a shipped model's name")
+    add(
+        "texts", nargs="*", metavar="TEXT", help="a text, or a pair with a tab in between (default: lines of the input)"
+    )
+    add("--context", metavar="TEXT", help="the paragraph in which a question answerer looks")
+    _add_json(parser)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab import inference, packed, rivals  # noqa: F401
+
+    with reading("standard input", "give UTF-8 text, one a line"):
+        lines = options.texts or sys.stdin.read().splitlines()
+    texts = [tuple(line.split("\t")) if "\t" in line else line for line in lines]
+    _print(options, inference.predict(options.model, texts, options.context), _answers)
+    return 0
+
+
+def _answers(results: list[dict]) -> str:
+    """A line for each text: its label, value or answer, and how likely that is."""
+    return "\n".join("\t".join(map(_said, list(each.values())[:2])) for each in results)
+
+
+def _said(value) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_said(number)}" for name, number in value.items())
+    return ",".join(value) if isinstance(value, list) else f"{value:.4f}" if isinstance(value, float) else value
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a trained model, latent or packed, or a shipped model's name")
+    add("task", metavar="TASK-or-DATA", help=f"{GLUE_TASK}, squad, or a file of your own")
+    add("--data", default="auto", help="of a task: auto, sample, hub or a folder of original files (default: auto)")
+    add("--text", metavar="COLUMN", help="of a file: its text's column, or two for pairs: premise,hypothesis")
+    add("--label", metavar="COLUMN", help="of a file: its label's column")
+    _add_json(parser)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab import inference, packed, rivals  # noqa: F401
+        from bitlab.data.own import read_own
+        from bitlab.data.tasks import get_task
+        from bitlab.models import load_any, task_of
+
+    if options.text or options.label:
+        if not (options.text and options.label):
+            raise BitlabError("a file has a text and a label: give --text and --label")
+        task = task_of(load_any(options.model), tuple(options.text.split(",")))
+        data = read_own(options.task, task, options.label)
+    else:
+        task, data = get_task(options.task), str(expanded(options.data))
+    _print(options, inference.evaluate(options.model, task, data), _score)
+    return 0
+
+
+def _score(result: dict) -> str:
+    metrics = "  ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
+    speed = (
+        f"{result['examples']:,} examples in {result['seconds']:.1f} s, {result['sentences_per_second']:,.0f} a second"
+    )
+    return (
+        f"{result['model']} ({result['precision']}) on {result['task']}: {result['score']:.3f}   {metrics}   ({speed})"
+    )
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    from bitlab.bench.settings import BenchSettings
+
+    parser.add_argument("what", nargs="?", default="packed", choices=("packed", "train"), help="(default: packed)")
+    add_options(parser, BenchSettings)
+    _add_json(parser)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from bitlab.bench.settings import BenchSettings
+
+    settings = BenchSettings(**given(BenchSettings, options))
+    measure = _bench_train if options.what == "train" else _bench_packed
+    _print(options, *measure(settings))
+    return 0
+
+
+def _bench_packed(settings) -> tuple[dict, Callable]:
+    if settings.growth or settings.tasks:
+        raise BitlabError("--growth and --tasks are about training: bitlab bench train")
+    with loading():
+        from bitlab.bench.packed import bench, table
+
+    chosen = {"layers": settings.layers, "rounds": settings.rounds, "batches": settings.batch or None}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return bench(length=settings.length, threads=settings.threads, **chosen), table
+
+
+def _bench_train(settings) -> tuple[dict, Callable]:
+    if len(settings.batch) > 1:
+        raise BitlabError("bench train takes one --batch (--growth measures several)")
+    with loading():
+        from bitlab.bench.training import Shape, bench, growth, table, tasks
+
+    layers = 6 if settings.layers is None else settings.layers
+    shape = Shape(layers, batch=(settings.batch or (16,))[0], length=settings.length)
+    how = {"threads": settings.threads} | ({"rounds": settings.rounds} if settings.rounds else {})
+    if settings.growth:
+        return growth(shape, **how), table
+    if settings.tasks:
+        return tasks(settings.tasks, **how), table
+    return bench(shape, **how), table
+
+
+def _results_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", nargs="?", metavar="RUN", help="folder of a finished run to store in results/")
+    add("--format", default="text", help="text, markdown or csv (default: text)")
+    add("--tasks", help="only these, averages over them alone: for instance cola,rte or squad")
+    add("--folder", metavar="DIR", help="where results are stored (default: those of bitlab and ./results)")
+
+
+def _results(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab import packed, results, rivals  # noqa: F401
+
+    folder = options.folder and expanded(options.folder)
+    if options.run:
+        print(results.store(expanded(options.run), folder or results.OWN))
+    else:
+        print(results.report(results.load(folder), options.tasks and options.tasks.split(","), options.format))
+    return 0
+
+
+def _notebooks_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="made if there is none; nothing in it is replaced")
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab.course import series
+
+    folder = expanded(options.folder)
+    print(f"{len(series.copy(folder))} notebooks: jupyter lab {folder}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    with loading():
+        from bitlab.doctor import findings
+
+    for finding in findings():
+        print(finding)
+    return 0
+
+
+COMMANDS = {
+    "doctor": Command("what is installed and found here, and what to do about the rest", lambda parser: None, _doctor),
+    "glue": Command("run one GLUE experiment from data to result file", _glue_options, _glue),
+    "squad": Command("run one SQuAD v1.1 experiment from data to result file", _squad_options, _experiment),
+    "train": Command("run one experiment on data of your own", _train_options, _train),
+    "predict": Command("ask a trained model", _predict_options, _predict),
+    "evaluate": Command("score a trained model, with its speed", _evaluate_options, _evaluate),
+    "distil": Command("make an encoder binary on plain text, for every task to start from", _distil_options, _distil),
+    "pack": Command("write a trained binary model with one bit a weight", _pack_options, _pack),
+    "bench": Command("time packed inference beside torch's float, bf16 and int8; or training", _bench_options, _bench),
+    "augment": Command("make a larger training set by replacing words, as TinyBERT does", _augment_options, _augment),
+    "results": Command("the table of stored results, or store a finished run", _results_options, _results),
+    "notebooks": Command("lay the series of notebooks down in a folder", _notebooks_options, _notebooks),
+}
