@@ -93,19 +93,20 @@ def test_json_is_all_that_goes_to_standard_output(here):
 def test_options_reach_the_experiment(monkeypatch, capsys):
     seen = {}
 
-    def run(experiment, output, again, report):
+    def run(experiment, output, again, report, splits):
         seen.update(vars(experiment), output=output, again=again)
         return {"task": "rte", "model": "m", "data": "d", "seed": 3, "stages": []}
 
     monkeypatch.setattr(experiments, "run", run, raising=False)
     text = "glue RTE --model minilm --data hub --schedule W1A4->W1A1 --method bit-released --preset full --seed 3"
     text += " --max-steps 7 --teacher here --train-examples 9 --epochs 1.5 --batch-size 4 --learning-rate 1e-3"
-    text += " --teacher-epochs 2 --teacher-learning-rate 1e-4 --alpha carry --stage-teacher both --selection best"
+    text += " --temperature 2 --attention-weight 0.5 --teacher-epochs 2 --teacher-learning-rate 1e-4 --alpha carry --stage-teacher both --selection best"
     assert cli.main([*text.split(), "--output", "there", "--again"]) == 0
     expected = {"task": "rte", "model": "minilm", "data": "hub", "schedule": "W32A32 -> W1A4 -> W1A1", "seed": 3}
     expected |= {"method": "bit-released", "preset": "full", "max_steps": 7, "teacher": "here", "train_examples": 9}
     expected |= {"epochs": 1.5, "batch_size": 4, "learning_rate": 1e-3, "teacher_epochs": 2.0, "alpha": "carry"}
     expected |= {"teacher_learning_rate": 1e-4, "stage_teacher": "both", "selection": "best"}
+    expected |= {"temperature": 2.0, "attention_weight": 0.5}
     assert expected | {"output": "there", "again": True} == {k: seen[k] for k in [*expected, "output", "again"]}
 
 
