@@ -339,6 +339,11 @@ def test_follow_keeps_what_tensors_were_at_every_call_in_training():
     layer(torch.ones(1, 2))
     assert seen["weight"].shape == (4, 1, 2)
     assert seen["weight"][1:, 0, 0].tolist() == [0, 1, 2]
+    with follow(layer, every=2, weight=layer.weight) as seen:
+        for step in range(4):
+            layer.train()(torch.ones(1, 2))
+            layer.weight.data.fill_(step)
+    assert seen["weight"][:, 0, 0].tolist() == [2, 1, 3]
 
 
 def test_a_model_attends_with_the_readers_function_mask_or_none():

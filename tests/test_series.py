@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 SPINE = {
     "01": ("sign", "straight-through", "linear", "loop"),
     "02": ("sets", "best-scale"),
+    "03": ("elastic", "binarizer"),
     "11": ("windows", "span-loss", "n-best"),
 }
 LINES = [(number, name) for number, names in SPINE.items() for name in names]

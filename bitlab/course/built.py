@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 
-def assert_equal(yours: Callable, bitlabs: Callable, *, tolerance: float = 0.0, **inputs: Tensor) -> None:
+def assert_equal(
+    yours: Callable, bitlabs: Callable, *, tolerance: float = 0.0, title: str = "", **inputs: Tensor
+) -> None:
     """Assert that two functions, or two layers, agree in values and in gradients; print a line for each tensor.
 
     Both are called on copies of the inputs, in the order in which these are named, and both get the same random
@@ -18,20 +20,25 @@ def assert_equal(yours: Callable, bitlabs: Callable, *, tolerance: float = 0.0, 
     Args:
         yours, bitlabs: functions, or layers with parameters.
         tolerance: largest difference allowed, as a share of the largest entry; 0 asks for equality bit for bit.
+        title: print one line for all tensors that begins so, instead of one for each.
         inputs: tensors by name.
 
     Raises:
         AssertionError: names the tensor and the difference.
     """
     mine, theirs = _ran(yours, inputs), _ran(bitlabs, inputs)
-    for name in (name for name in theirs if name in mine):
+    common = [name for name in theirs if name in mine]
+    for name in common:
         a, b = mine[name], theirs[name]
         assert a.shape == b.shape, f"{name}: yours is {tuple(a.shape)}, bitlab's {tuple(b.shape)}"
         same = torch.equal(a, b)
         difference = 0.0 if same else ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
         assert difference <= tolerance, f"{name}: yours and bitlab's differ by {difference:.1e} of the largest entry"
         verdict = "equal, bit for bit" if same else f"equal to within {tolerance:.0e}"
-        print(f"{name:<22} {tuple(b.shape)!s:<18} {verdict}")
+        if not title:
+            print(f"{name:<22} {tuple(b.shape)!s:<18} {verdict}")
+    if title:
+        print(f"{title}: {', '.join(common)}: equal to within {tolerance:.0e}")
 
 
 def _ran(function: Callable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -174,8 +175,8 @@ _ATTENTION: dict[str, Callable] = {}
 
 
 @contextmanager
-def follow(model: nn.Module, **tensors: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Note some tensors every time that the model is called in training.
+def follow(model: nn.Module, every: int = 1, **tensors: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Note some tensors while a model trains: at every call in training mode, or at every so many.
 
     For instance::
 
@@ -186,10 +187,10 @@ def follow(model: nn.Module, **tensors: Tensor) -> Iterator[dict[str, Tensor]]:
     Yields:
         A dict that holds, after the block, every tensor's history; the last entry is from after the training.
     """
-    seen = {name: [] for name in tensors}
+    seen, calls = {name: [] for name in tensors}, count()
 
     def note(module, inputs):
-        if module.training:
+        if module.training and next(calls) % every == 0:
             for name, tensor in tensors.items():
                 seen[name].append(tensor.detach().cpu().clone())
 

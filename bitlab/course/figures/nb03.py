@@ -1,0 +1,123 @@
+"""The pictures of notebook 03, elastic activation."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from bitlab.course import plots
+from bitlab.course.plots import COLORS, INK, LOOK
+from bitlab.course.probes import readable
+
+SETS = {"{-a, +a}": (1, True), "{0, a}": (1, False), "2 bits, signed": (2, True), "2 bits, unsigned": (2, False)}
+
+
+def staircases(step: Callable[..., Tensor]) -> list[Axes]:
+    """`step(x, alpha, bits, signed)` at alpha = 1, for one and two bits and both sets."""
+    _, axes = plt.subplots(1, 4, figsize=(8, 2.2), sharey=True)
+    x, alpha = torch.linspace(-3, 4, 1401), torch.tensor(1.0)
+    for ax, (title, (bits, signed)) in zip(axes, SETS.items()):
+        ax.plot(x, x, **LOOK["float"] | {"linewidth": 1.0}, label="x")
+        ax.plot(x, step(x, alpha, bits, signed), **LOOK["binary"], label="binarized")
+        ax.set(title=title, xlabel="x / alpha", ylim=(-3, 4))
+    axes[0].set_ylabel("y / alpha")
+    axes[0].legend(loc="upper left")
+    axes[0].figure.set_label("Four staircases around the line y = x: two steps for one bit, four for two bits.")
+    return list(axes)
+
+
+def ramp(bits: int, signed: bool, low: float, high: float, step: Callable[..., Tensor]) -> list[Axes]:
+    """The step, and the ramp that takes its place on the way back; below them, their slopes."""
+    x = torch.linspace(-2, 2.5, 901)
+    _, axes = plt.subplots(1, 2, figsize=(6.6, 2.3))
+    axes[0].plot(x, step(x, torch.tensor(1.0), bits, signed), **LOOK["binary"], label="forward: the step")
+    axes[0].plot(x, x.clamp(low, high), **LOOK["latent"], label="backward: the ramp")
+    axes[1].plot(x, 0 * x, **LOOK["binary"], label="slope of the step")
+    axes[1].plot(x, ((x >= low) & (x <= high)).float(), **LOOK["latent"], label="slope of the ramp")
+    axes[0].set(xlabel="x / alpha", ylim=(low - 0.2, high + 0.9), title="what is computed")
+    axes[1].set(xlabel="x / alpha", ylim=(-0.1, 1.9), title="what x is told")
+    for ax in axes:
+        ax.legend(loc="upper left")
+    axes[0].figure.set_label(
+        "Left: a step and a ramp between its levels. Right: the step's slope is 0, the ramp's 1 inside."
+    )
+    return list(axes)
+
+
+def slopes(x: Tensor, true: Mapping[str, Tensor], yours: Mapping[str, Tensor]) -> list[Axes]:
+    """How y answers to alpha, at every x: as finite differences have it, and as the backward says."""
+    _, axes = plt.subplots(1, len(true), figsize=(8, 2.5), sharey=True)
+    for ax, name in zip(axes, true):
+        ax.plot(x, true[name], **LOOK["binary"], label="finite differences")
+        ax.plot(x, yours[name], **LOOK["latent"], label="your backward")
+        ax.set(xlabel="x / alpha", title=name)
+    axes[0].set(ylabel="dy / d alpha", ylim=(-2.4, 4.6))
+    axes[0].legend(loc="upper left")
+    axes[0].figure.set_label("Slope of y in alpha: for signs both lines agree; else the backward adds a saw inside.")
+    return list(axes)
+
+
+def walks(paths: Mapping[str, Sequence[Sequence[float]]], best: Mapping[str, float]) -> list[Axes]:
+    """Alpha over steps from several starts, and the best value."""
+    _, axes = plt.subplots(1, len(paths), figsize=(7, 2.4))
+    for ax, (name, several) in zip(axes, paths.items()):
+        for path in several:
+            ax.plot(path, color=COLORS["binary"], linestyle="-", linewidth=1.3)
+        ax.axhline(best[name], color=INK, linestyle=plots.MARKS["beta"], label=f"best: {best[name]:.2f}")
+        ax.set(xlabel="step", ylabel="alpha", title=name, ylim=(0, None))
+        ax.legend(loc="upper right")
+    ends = "; ".join(
+        f"{name} from {min(p[-1] for p in of):.2f} to {max(p[-1] for p in of):.2f}" for name, of in paths.items()
+    )
+    axes[0].figure.set_label(f"Alpha over steps from four starts. It ends: {ends}.")
+    return list(axes)
+
+
+def arms(scores: Mapping[str, float], chance: float) -> Axes:
+    """Four trainings: the first is the baseline, the one called control is hatched."""
+    _, ax = plt.subplots(figsize=(6.4, 2.8))
+    control = next(name for name in scores if "control" in name)
+    plots.bars(scores, baseline=next(iter(scores)), control=control, chance=chance, ax=ax)
+    ax.set_xticks(range(len(scores)), [name.replace(", ", ",\n").replace(" (", "\n(") for name in scores])
+    told = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+    ax.figure.set_label(f"Dev accuracy of four trainings: {told}; guessing {chance:.2f}.")
+    return ax
+
+
+def watched(
+    alphas: Mapping[str, Tensor], thresholds: Tensor, weight: Tensor, middle: Tensor, bit: Tensor, every: int = 1
+) -> list[Axes]:
+    """Three things while a model learns: scales, thresholds, and one latent weight with its bit.
+
+    Args:
+        alphas: binarizer -> (moments, 1), as multiples of a good start.
+        thresholds: (moments, channels), drawn are the five that went furthest.
+        weight, middle, bit: (moments,), a latent weight, the mean of its matrix, and what the model multiplied with.
+        every: steps between two moments.
+    """
+    _, axes = plt.subplots(1, 3, figsize=(8.6, 2.7), width_ratios=(1.25, 1, 1.1))
+    looks, steps = (LOOK["latent"], LOOK["float"], LOOK["binary"], LOOK["teacher"]), every * torch.arange(len(weight))
+    for (name, history), look in zip(alphas.items(), looks):
+        axes[0].plot(steps, history.flatten(), **look, label=readable(name).removeprefix("layer 0 "))
+    axes[0].axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
+    axes[0].set(yscale="log", ylim=(0.05, 30), ylabel="alpha / good start", title="scales")
+    axes[0].legend(loc="upper left", ncols=2, fontsize=7, columnspacing=0.8)
+    far = (thresholds[-1] - thresholds[0]).abs().topk(5).indices
+    axes[1].plot(steps, thresholds[:, far], color=COLORS["latent"], linestyle="-", linewidth=1.1)
+    axes[1].set(ylabel="beta", title="five thresholds")
+    axes[2].plot(steps, weight, **LOOK["latent"], label="latent weight")
+    axes[2].plot(steps, middle, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"], label="mean of W")
+    axes[2].plot(steps, bit, **LOOK["binary"], label="its bit")
+    low, high = float(min(weight.min(), bit.min())), float(max(weight.max(), bit.max()))
+    axes[2].set(title="one weight", ylim=(low - 0.1 * (high - low), high + 0.6 * (high - low)))
+    axes[2].legend(loc="upper left", fontsize=7)
+    for ax in axes:
+        ax.set_xlabel("step")
+    ends = ", ".join(f"{readable(name)} {float(history[-1]):.2f}" for name, history in alphas.items())
+    axes[0].figure.set_label(
+        f"Scales end at so many times a good start: {ends}. Thresholds leave zero. A latent weight drifts slowly "
+        f"across the mean of its matrix, and its bit jumps once."
+    )
+    return list(axes)
