@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 
 import torch
@@ -79,23 +78,16 @@ def record(model: nn.Module, kinds=Binarizer, names: str = "", keep: bool = Fals
 
 def _watch(module: nn.Module, snapshots: list[Snapshot], keep: bool):
     """Append a Snapshot at every call of the module; returns what undoes it."""
-    if not isinstance(module, Binarizer):
 
-        def look(module, inputs):
-            snapshots.append(snapshot(inputs[0], keep=keep))
+    @torch.no_grad()
+    def look(module, inputs, output):
+        x, codes, scale = inputs[0], None, None
+        if isinstance(module, Binarizer):
+            codes, scale = output if isinstance(output, tuple) else module.codes(x)  # layers ask for both
+            codes, scale = None if module.bits == 32 else codes, float(scale)
+        snapshots.append(snapshot(x, codes, scale, keep))
 
-        return module.register_forward_pre_hook(look).remove
-
-    # Layers and attention ask their binarizers for codes rather than calling them, so a forward hook would
-    # see nothing.
-    def codes(x: Tensor):
-        result, scale = type(module).codes(module, x)
-        codes = result if module.bits != 32 else None
-        snapshots.append(snapshot(x, codes, float(scale), keep))
-        return result, scale
-
-    module.codes = codes
-    return partial(delattr, module, "codes")
+    return module.register_forward_hook(look).remove
 
 
 @torch.no_grad()
