@@ -222,9 +222,8 @@ DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 USUAL = {option.name: option.default for option in fields(StageSettings)}
 WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
 # What of a run's configuration is told by other means; any other option that is not at its default marks a row.
-TOLD = {"task", "model", "data", "schedule", "method", "preset", "seed", "teacher", "train_examples", "max_steps"}
-TOLD |= {"epochs", "batch_size", "learning_rate", "alpha_learning_rate", "teacher_epochs", "teacher_learning_rate"}
-TOLD |= {"bf16", "examples", "settings", "questions", "augment", "data_digest", "model_digest", *WINDOWS}
+TOLD = {option.name for option in fields(Experiment) if option.metadata["told"]}
+TOLD |= {"examples", "settings", "questions", "data_digest", "model_digest"}
 SAME = 12  # digits: beyond them a training that is repeated on another day may differ
 
 
