@@ -100,7 +100,8 @@ def test_options_reach_the_experiment(monkeypatch, capsys):
     monkeypatch.setattr(experiments, "run", run, raising=False)
     text = "glue RTE --model minilm --data hub --schedule W1A4->W1A1 --method bit-released --preset full --seed 3"
     text += " --max-steps 7 --teacher here --train-examples 9 --epochs 1.5 --batch-size 4 --learning-rate 1e-3"
-    text += " --temperature 2 --attention-weight 0.5 --teacher-epochs 2 --teacher-learning-rate 1e-4 --alpha carry --stage-teacher both --selection best"
+    text += " --temperature 2 --attention-weight 0.5 --teacher-epochs 2 --teacher-learning-rate 1e-4"
+    text += " --alpha carry --stage-teacher both --selection best"
     assert cli.main([*text.split(), "--output", "there", "--again"]) == 0
     expected = {"task": "rte", "model": "minilm", "data": "hub", "schedule": "W32A32 -> W1A4 -> W1A1", "seed": 3}
     expected |= {"method": "bit-released", "preset": "full", "max_steps": 7, "teacher": "here", "train_examples": 9}
