@@ -69,3 +69,18 @@ def test_dictionary_and_back():
     assert stored["quant_method"] == "bitlab"
     assert BitConfig.from_dict(stored).to_dict() == stored
     assert BitConfig(**stored).precision == "W1A2"
+
+
+def test_whole_numbers_may_arrive_as_floats():
+    config = BitConfig(1.0, 2.0, embedding_bits=32.0)
+    bits = config.weight_bits, config.activation_bits, config.embedding_bits
+    assert bits == (1, 2, 32) and all(type(number) is int for number in bits)
+    assert '"activation_bits": 2,' in config.to_json_string(use_diff=False)
+    with pytest.raises(BitlabError, match=r"W1\.5A1 does not exist"):
+        BitConfig(1.5)
+
+
+@pytest.mark.parametrize("names", [5, ["pooler", 5], {"pooler": 1}])
+def test_modules_to_not_convert_are_names(names):
+    with pytest.raises(BitlabError, match="give parts of module names"):
+        BitConfig(modules_to_not_convert=names)

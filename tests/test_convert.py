@@ -2,14 +2,18 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import CONFIGS, HEADS, SIZES, batch, binarizers, outputs, tiny, warm_up
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -29,6 +33,8 @@ from bitlab import (
     binarize,
     set_precision,
 )
+from bitlab.encoders import layers
+from bitlab.packed import save_packed
 
 GRID = [(architecture, head) for architecture in CONFIGS for head in HEADS]
 
@@ -356,14 +362,6 @@ def test_compile_of_a_fresh_binarizer():
         assert torch.equal(layer.alpha, twin.alpha) and layer.initialized
 
 
-def test_export():
-    model, inputs = small(), batch()
-    program = torch.export.export(model, (), inputs)
-    other = batch(seed=9)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(**other).logits, model(**other).logits)
-
-
 def test_no_host_sync_in_a_model():
     """Reading a tensor's value stalls a GPU. A FakeTensorMode tensor has no values: reading one raises."""
     with FakeTensorMode():
@@ -404,3 +402,93 @@ def test_a_layer_left_out_keeps_its_activation_through_a_reload(tmp_path):
         assert torch.equal(model(ids).logits, again(ids).logits)
     assert isinstance(again.base_model.encoder.layer[0].intermediate.intermediate_act_fn, torch.nn.ReLU)
     assert not isinstance(again.base_model.encoder.layer[1].intermediate.intermediate_act_fn, torch.nn.ReLU)
+
+
+# ----------------------------------------------------------------------------- what was silently otherwise once
+
+
+@pytest.mark.parametrize(
+    ("kept", "relu", "signed"),
+    [
+        (["intermediate"], [False, False], [True, True]),  # GELU stays, so that what it gives has both signs
+        ("intermediate", [False, False], [True, True]),
+        (["layer.0.intermediate"], [False, True], [True, False]),
+        (["intermediate.dense"], [True, True], [False, False]),
+    ],
+)
+def test_each_layer_decides_by_its_own_activation(kept, relu, signed, tmp_path):
+    model = warm_up(binarize(tiny(), BitConfig(modules_to_not_convert=kept)))
+    model.save_pretrained(tmp_path)
+    for each in (model, type(model).from_pretrained(tmp_path), set_precision(copy.deepcopy(model), "W1A2")):
+        found = layers(each)
+        assert [isinstance(parts.activation, nn.ReLU) for parts in found] == relu
+        assert [parts.second.input_binarizer.signed for parts in found] == signed
+
+
+@pytest.mark.parametrize("kept", ["pooller", ["layer.7"], ["encoder.layer.0", "classifier.out"]])
+def test_a_name_that_no_module_has_is_refused(kept, tmp_path):
+    tiny().save_pretrained(tmp_path)
+    config, model = BitConfig(modules_to_not_convert=kept), tiny()
+    with pytest.raises(BitlabError, match=r"has no module '.*' to keep float"):
+        binarize(model, config)
+    assert not binarizers(model)
+    with pytest.raises(BitlabError, match=r"has no module '.*' to keep float"):
+        type(model).from_pretrained(tmp_path, quantization_config=config)
+
+
+def test_a_name_may_be_gone_with_the_head_it_was_in(tmp_path):
+    config = BitConfig(modules_to_not_convert=["pooler", "classifier"])
+    warm_up(binarize(tiny(), config)).save_pretrained(tmp_path)
+    assert len(binarizers(HEADS["span"].from_pretrained(tmp_path))) == 20
+
+
+@pytest.mark.parametrize("precision", ["W1A2", " w1a2"])
+def test_a_precision_is_configuration_enough(precision):
+    model = binarize(tiny(), precision)
+    assert model.config.quantization_config.precision == "W1A2"
+    assert {module.bits for module in binarizers(model).values()} == {2}
+
+
+def test_hooks_see_every_binarizer():
+    model, seen = warm_up(binarize(tiny())), {}
+    for name, module in binarizers(model).items():
+        module.register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output}))
+    outputs(model, **batch())
+    assert seen.keys() == binarizers(model).keys()
+    codes, scale = seen["bert.pooler.dense.input_binarizer"]
+    assert (
+        set(codes.unique().tolist()) <= {-1, 1}
+        and scale == binarizers(model)["bert.pooler.dense.input_binarizer"].alpha
+    )
+
+
+@pytest.mark.parametrize("other", ["sdpa", "eager"])
+def test_attention_without_bits_is_refused(other):
+    model = warm_up(binarize(tiny()))
+    expected = outputs(model, **batch())[0]
+    model.set_attn_implementation(other)
+    with pytest.raises(BitlabError, match=f"set to '{other}', which knows no bits"):
+        outputs(copy.deepcopy(model), **batch())
+    model.set_attn_implementation("bitlab")
+    assert torch.equal(outputs(model, **batch())[0], expected)
+
+
+def test_plain_from_pretrained_in_a_fresh_process(tmp_path):
+    """`import bitlab` is all that it needs."""
+    for architecture, config in (("bert", BitConfig()), ("distilbert", BitConfig(2, 4, method="binarybert"))):
+        model = warm_up(binarize(tiny(architecture), config))
+        model.save_pretrained(tmp_path / architecture)
+        save_file({**batch(), "logits": outputs(model, **batch())[0]}, tmp_path / f"{architecture}.safetensors")
+    save_packed(AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert"), tmp_path / "packed")
+    program = """
+import sys, bitlab, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+for folder, file in (("bert", "bert"), ("distilbert", "distilbert"), ("packed", "bert")):
+    tensors = load_file(f"{sys.argv[1]}/{file}.safetensors")
+    logits = tensors.pop("logits")
+    with torch.no_grad():
+        found = AutoModelForSequenceClassification.from_pretrained(f"{sys.argv[1]}/{folder}").eval()(**tensors).logits
+    torch.testing.assert_close(found, logits, rtol=0, atol=1e-4 if folder == "packed" else 0)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=300)

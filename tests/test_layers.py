@@ -97,6 +97,25 @@ def test_initialized_is_in_the_state_dict():
     assert loaded.alpha.item() == 4
 
 
+def test_an_alpha_of_older_checkpoints_is_0_d():
+    layer = ElasticBinarizer(4)
+    state = layer.state_dict() | {"alpha": torch.tensor(0.7), "initialized": torch.tensor(True)}
+    layer.load_state_dict(state)
+    assert layer.alpha.shape == (1,) and layer.alpha.item() == pytest.approx(0.7)
+
+
+def test_elastic_takes_an_alpha_of_either_shape():
+    x, grads = randn(3, 4), []
+    for shape in ((), (1,)):
+        alpha = torch.full(shape, 0.7, dtype=x.dtype, requires_grad=True)
+        y = elastic(x, alpha, 2)
+        y.square().sum().backward()
+        assert alpha.grad.shape == shape and y.shape == x.shape
+        assert elastic(x[0, 0], alpha, 2).shape == ()
+        grads.append(alpha.grad.view(()))
+    assert torch.equal(*grads)
+
+
 def test_forget_and_reset():
     layer = ready(ElasticBinarizer(4))
     beta = layer.beta.detach().clone()
@@ -214,7 +233,7 @@ def test_an_empty_batch_is_that_of_an_ordinary_linear(bits, shape):
     assert layer.input_binarizer.alpha.isfinite() and bool(layer.input_binarizer.initialized) == (bits != 32)
 
 
-def test_from_linear_shares_the_parameters():
+def test_from_float_shares_the_layer_s_the_parameters():
     linear = nn.Linear(5, 3).eval()
     layer = BinaryLinear.from_float(linear, activation_bits=2, signed=False)
     assert layer.weight is linear.weight and layer.bias is linear.bias
@@ -269,7 +288,7 @@ def test_float_embedding():
     assert torch.equal(layer(ids), F.embedding(ids, layer.weight))
 
 
-def test_from_embedding_shares_the_table():
+def test_from_float_shares_the_table():
     embedding = nn.Embedding(5, 3, padding_idx=2)
     layer = BinaryEmbedding.from_float(embedding)
     assert layer.weight is embedding.weight and layer.padding_idx == 2 and layer.weight_bits == 1
