@@ -149,6 +149,9 @@ def test_what_lies_in_the_folder(finished):
     for stage in result["stages"]:
         names = {p.name for p in (folder / stage["precision"]).iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "stage.json", "log.json"} <= names
+        card = (folder / stage["precision"] / "README.md").read_text()
+        assert f"# RTE, {stage['precision']}" in card and f"| {stage['score']:.3f} (accuracy" in card
+        assert ("| teacher | W1A2 |" in card) == (stage["precision"] == "W1A1")
         predictions = (folder / stage["precision"] / "predictions" / "dev" / "RTE.tsv").read_text().splitlines()
         words = load_glue("rte", "sample")["validation"].features["label"].names
         dev = [words[label] for label in load_glue("rte", "sample")["validation"]["label"][: len(predictions) - 1]]

@@ -23,6 +23,7 @@ from bitlab.data.squad import WindowSizes
 from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments import environment
+from bitlab.experiments.card import card
 from bitlab.experiments.environment import processes
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.folder import (
@@ -165,7 +166,7 @@ class _Stages:
         save = partial(save_stage, self.folder / precision, tokenizer=self.data.tokenizer)
         if precision == FULL and self.experiment.teacher:
             model, record, predictions = self.given or self._given_teacher()
-            save(model, record=record, log=[], more=predictions)
+            save(model, record=record, log=[], more=predictions | self._card(model, number, record))
             return record
         started, training = time.monotonic(), self.folder / (precision + TRAINING)
         set_seed(self.experiment.seed + number)  # so that a stage is the same whatever ran before it in this process
@@ -180,8 +181,21 @@ class _Stages:
             predictions |= self.data.files(predict(model, self.data, tests)) if tests else {}
         record = {"score": score, "metrics": metrics, "steps": trained.steps, "seconds": seconds}
         record = {"precision": precision} | record
-        save(model, record=record, log=trained.log, training=training, more=predictions)
+        more = predictions | self._card(model, number, record)
+        save(model, record=record, log=trained.log, training=training, more=more)
         return record
+
+    def _card(self, model: PreTrainedModel, number: int, record: dict) -> dict[str, str]:
+        """The model card of a stage, by the name of its file."""
+        experiment, before = self.experiment, self.precisions[max(0, number - 1)]
+        teachers = {"full": FULL, "previous": before, "both": f"{before} and {FULL}"}
+        facts = {
+            "trained from": self.config["model"],
+            "schedule": " -> ".join(self.precisions[: number + 1]),
+            "method": experiment.method if number else None,
+            "teacher": teachers[experiment.stage_teacher] if number else self.config["teacher"],
+        }
+        return {"README.md": card(model, get_task(experiment.task), record["precision"], record, **facts)}
 
     def _train(self, model: PreTrainedModel, precision: str, training: Path, seed: int) -> Trained:
         """Train through the phases of a stage.
