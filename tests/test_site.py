@@ -1,9 +1,15 @@
 """What the static site is made of; tests/browser looks at the site itself."""
 
+import re
+import shutil
+import warnings
+
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from bitlab.course.site import builder as site
+from bitlab.course.site import conf
 
 
 def notebook(source: str, text: str) -> nbformat.NotebookNode:
@@ -36,3 +42,37 @@ def test_the_front_page_introduces_and_lists_the_series():
     page = site.front_page(readme, ["00_a", "01_b"])
     assert "![a](images/a.png)" in page and "[A](00_a.ipynb)" in page and "\n00_a\n01_b\n" in page
     assert "make" not in page and "More" not in page
+
+
+def test_docstrings_are_literal_where_they_are_indented():
+    lines = [
+        "Forward, |x| bits, `a|b|`:",
+        "",
+        "    a |x|",
+        "    b",
+        "",
+        "Args:",
+        "    x: of |w|.",
+        "",
+        "Then:",
+        "    no block",
+    ]
+    conf.plain(None, "function", "f", None, None, lines)
+    assert lines[0] == "Forward, \\|x\\| bits, `a|b|`::" and lines[2] == "    a |x|"
+    assert lines[5:] == ["Args:", "    x: of \\|w\\|.", "", "Then:", "    no block"]
+
+
+def test_the_reference_has_every_name_and_no_fault(tmp_path):
+    sphinx = pytest.importorskip("sphinx.application")
+    shutil.copy(site.HERE / "reference.md", tmp_path)
+    (tmp_path / "index.md").write_text("# x\n\n```{toctree}\nreference\n```\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        app = sphinx.Sphinx(tmp_path, site.HERE, tmp_path / "site", tmp_path / "trees", "html", status=None)
+        app.build()
+    assert (app.statuscode, app._warncount) == (0, 0)
+    page = (tmp_path / "site" / "reference.html").read_text("utf-8")
+    named = re.findall(
+        r"^\.\. auto(?:function|class|exception):: (\S+)", (site.HERE / "reference.md").read_text(), re.M
+    )
+    assert len(named) > 15 and all(f'id="{name}"' in page for name in named)

@@ -20,8 +20,9 @@ from nbformat import NotebookNode
 
 from bitlab.course.runner import with_alt_texts
 from bitlab.course.series import notebooks
+from bitlab.results import SHIPPED
 
-HERE = Path(__file__).parent  # conf.py, and the pages around the series
+HERE = Path(__file__).parent  # conf.py and reference.md
 MATHJAX = "tex-svg.js"
 
 
@@ -46,9 +47,9 @@ def build(series: Path, executed: Path, readme: Path, site: Path) -> int:
         shutil.copytree(series / "images", source / "images")
         for path in paths:
             nbformat.write(page(path, executed / path.name), source / path.name)
-        for path in HERE.glob("*.md"):
-            shutil.copy(path, source)
-        pages = [*(path.stem for path in paths), *sorted(path.stem for path in HERE.glob("*.md"))]
+        shutil.copy(HERE / "reference.md", source)
+        (source / "measured.md").write_text(unlinked((SHIPPED / "README.md").read_text("utf-8")), "utf-8")
+        pages = [*(path.stem for path in paths), "measured", "reference"]
         (source / "index.md").write_text(front_page(readme.read_text("utf-8"), pages), "utf-8")
         static.mkdir()
         shutil.copy(files("sphinx-mathjax-offline") / "static" / "mathjax" / MATHJAX, static)
@@ -92,7 +93,13 @@ def front_page(readme: str, stems: list[str]) -> str:
     introduction = readme.partition("\n## ")[0]
     series = re.search(r"^## The series\n.*?(?=^## )", readme, re.MULTILINE | re.DOTALL)[0]
     pages = "\n".join(["```{toctree}", ":hidden:", *stems, "```"])
-    return f"{introduction}\n\n{series}\n{pages}\n".replace("(notebooks/", "(")
+    text = f"{introduction}\n\n{series}\n{pages}\n".replace("(bitlab/results/measured/README.md)", "(measured.md)")
+    return text.replace("(notebooks/", "(")
+
+
+def unlinked(text: str) -> str:
+    """Links to files, which the site has not, become their words."""
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!http)[^)]*\)", r"\1", text)
 
 
 def main(arguments: list[str] | None = None) -> int:

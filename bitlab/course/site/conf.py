@@ -17,3 +17,29 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
 default_role = "code"  # docstrings put names between single backticks
+
+
+def plain(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings as they are written, for docutils: an indented block is literal, and |w| is no substitution."""
+    literal, last = None, -1  # the indent that the block's text has; the last line that was not empty
+    for i, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if not line.strip():
+            continue
+        if literal is not None and indent <= literal:
+            literal = None
+        if literal is None and 0 <= last < i - 1 and lines[last].endswith(":"):
+            before = len(lines[last]) - len(lines[last].lstrip())
+            if indent > before:
+                lines[last] += "" if lines[last].endswith("::") else ":"
+                literal = before
+        if literal is None:
+            words = line.split("`")
+            words[::2] = [word.replace("|", "\\|") for word in words[::2]]
+            lines[i] = "`".join(words)
+        last = i
+
+
+def setup(app):
+    """Called by Sphinx; before napoleon, which makes lists of "Args:"."""
+    app.connect("autodoc-process-docstring", plain, priority=400)
