@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 
 from bitlab import cli, course, results
 from bitlab.course import exercises, runner, series
+from bitlab.course.exercises import registry
 from bitlab.errors import BitlabError
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ def stub(*arguments):
 
 @pytest.fixture
 def doubling(monkeypatch):
-    monkeypatch.setattr(exercises, "_REGISTRY", {})
+    monkeypatch.setattr(registry, "_REGISTRY", {})
 
     @exercises.exercise("99.1", "Double it", difficulty=2, minutes=3)
     class Doubling:

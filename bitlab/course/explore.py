@@ -9,7 +9,8 @@ from IPython.display import HTML, Pretty, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bitlab.course import headless, plots
+from bitlab.course import plots
+from bitlab.course.lab import headless
 from bitlab.errors import BitlabError
 
 # What people type: nothing, far too much, and what is no word (an emoji, half of one, mathtext, markup).

@@ -2,7 +2,7 @@
 
 import torch
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 
 
 @exercise("00.1", "How many values?", difficulty=1, minutes=2)

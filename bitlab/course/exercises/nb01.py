@@ -2,7 +2,7 @@
 
 import torch
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 
 
 @exercise("01.1", "Bytes of a layer", difficulty=1, minutes=3)

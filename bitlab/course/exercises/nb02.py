@@ -2,7 +2,7 @@
 
 import torch
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 
 
 def _never_negative() -> list[tuple[torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 
 X = torch.tensor([[-1.5, 0.2, 0.9], [0.4, 1.1, 3.0], [2.0, -0.3, 0.6]])
 G = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.3, -0.7], [-0.4, 0.8, 1.2]])

@@ -1,6 +1,6 @@
 """Exercises of notebook 05, binary BERT."""
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 
 
 @exercise("05.1", "The bits of a layer", difficulty=1, minutes=5)

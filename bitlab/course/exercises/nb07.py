@@ -1,6 +1,6 @@
 """Exercises of notebook 07, multi-step distillation."""
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 
 
 @exercise("07.1", "The factor of a stage change", difficulty=1, minutes=5)

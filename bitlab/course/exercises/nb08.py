@@ -1,6 +1,6 @@
 """Exercises of notebook 08, packed inference."""
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 
 
 @exercise("08.1", "A dot product of n bits", difficulty=1, minutes=4)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 from bitlab.rivals.binarybert import ternary_codes
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 from bitlab.results import GLUE, published
 
 

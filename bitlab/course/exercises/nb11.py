@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bitlab.course.exercises import exercise
+from bitlab.course.exercises.registry import exercise
 from bitlab.data.metrics import normalize_answer
 
 

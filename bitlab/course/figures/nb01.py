@@ -11,7 +11,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from bitlab import BitConfig, binarize
+from bitlab.config import BitConfig
+from bitlab.convert import binarize
 from bitlab.cost import Summary, summary
 from bitlab.course.plots import COLORS, INK, LOOK, bars
 
