@@ -205,9 +205,7 @@ OTHERS = {  # model folders that hold no text encoder, with the smallest model o
     ),
     "vit": lambda: ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)),
     "clip": lambda: CLIPModel(CLIPConfig(projection_dim=8, text_config=CLIP_SIZES, vision_config=CLIP_SIZES)),
-    "bart": lambda: BartModel(
-        BartConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1)
-    ),
+    "bart": lambda: BartModel(BartConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1)),
     "mamba": lambda: MambaModel(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, state_size=2)),
 }
 CLIP_SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
