@@ -6,7 +6,8 @@ import json
 import multiprocessing
 import os
 import random
-import subprocess
+import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -319,42 +320,110 @@ def command_line(arguments, log):
         sys.exit(cli.main(arguments))
 
 
-def kill_at(line, process, log, delay):
-    """SIGKILL the process `delay` seconds after it printed a line (or let it end, if it is faster)."""
-    process.start()
-    while process.is_alive() and not (log.exists() and line in log.read_text()):
-        time.sleep(0.01)
-    process.join(delay)
-    process.kill()
-    process.join()
-    assert line in log.read_text(), f"ended with {process.exitcode} before {line!r}: {log.read_text()}"
-    log.unlink()
+def reached(log, point):
+    """Whether what was printed has come to a point (precision, step) or beyond."""
+    lines = re.findall(r"(W\w+): step (\d+) of 60", log.read_text()) if log.exists() else []
+    order = ("W32A32", "W1A1")
+    return any((order.index(name), int(step)) >= (order.index(point[0]), point[1]) for name, step in lines)
 
 
-def test_killed_at_five_random_points(tmp_path, glue):
+def test_killed_at_five_points(tmp_path, glue):
     """SIGKILL, five times in one experiment; the same command then ends with an unbroken run's weights."""
     result = go(tmp_path / "unbroken", schedule="W1A1", max_steps=60)
     arguments = ["glue", "rte", "--schedule", "W1A1", "--max-steps", "60", "--output", str(tmp_path / "killed")]
     for option in ("data", "model", "batch_size", "learning_rate", "teacher_learning_rate"):
         arguments += ["--" + option.replace("_", "-"), str(TINY[option])]
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["bitlab.experiments"])
-    seed = random.randrange(2**32)
-    chance = random.Random(seed)
-    print("seed of the kills:", seed)
+    server.set_forkserver_preload(["bitlab.experiments.running"])
+    chance = random.Random(18)
     points = [(precision, step) for precision in ("W32A32", "W1A1") for step in range(6, 61, 6)]
-    for precision, step in [points[i] for i in sorted(chance.sample(range(len(points)), 5))]:
-        process = server.Process(target=command_line, args=(arguments, tmp_path / "log"))
-        # after the line comes a random part of the next six steps, or of the evaluation and saving that follow
-        kill_at(f"{precision}: step {step} of 60", process, tmp_path / "log", chance.uniform(0, 0.3))
-        assert not (tmp_path / "killed" / "result.json").exists() or (precision, step) == points[-1]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bitlab.__file__).parent.parent)}
-    command = [sys.executable, "-m", "bitlab", *arguments, "--json"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert scores(json.loads(done.stdout)) == scores(result)
+    for point in [points[i] for i in sorted(chance.sample(range(len(points)), 5))]:
+        process, log = server.Process(target=command_line, args=(arguments, tmp_path / "log")), tmp_path / "log"
+        process.start()
+        while process.is_alive() and not reached(log, point):
+            time.sleep(0.01)
+        # after the line comes a part of the next six steps, or of the evaluation and saving that follow
+        process.join(chance.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -9), log.read_text()
+        log.unlink(missing_ok=True)
+    assert cli.main([*arguments, "--json"]) == 0
+    assert scores(json.loads((tmp_path / "killed" / "result.json").read_text())) == scores(result)
     for precision in ("W32A32", "W1A1"):
         assert same(weights(tmp_path / "unbroken", precision), weights(tmp_path / "killed", precision))
+
+
+def damaged(name):
+    """What may befall a checkpoint's file: it is lost, cut, or one byte is another."""
+    yield name, lambda path: path.unlink()
+    yield name, lambda path: path.write_bytes(path.read_bytes()[:-100])
+    yield name, lambda path: path.write_bytes(path.read_bytes()[:50] + b"?" + path.read_bytes()[51:])
+
+
+FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", stages.WHOLE]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [random.Random(i).choice(list(damaged(name))) for i, name in enumerate(FILES)], ids=str
+)
+def test_a_damaged_checkpoint_is_not_gone_on_with(unbroken, short, tmp_path, name, damage):
+    """Training goes on from an older one, or from the start: the same weights in the end."""
+    folder, result = unbroken
+    with pytest.MonkeyPatch.context() as patch:
+        at("trained, not evaluated", patch)
+        with pytest.raises(Killed):
+            go(tmp_path / "run", **short)
+    for checkpoint in (tmp_path / "run" / "W1A1.training").glob("checkpoint-*"):
+        damage(checkpoint / name)
+    assert scores(go(tmp_path / "run", **short)) == scores(result)
+    assert same(weights(folder), weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("deletions", range(4))
+def test_again_interrupted_is_still_the_same_experiment(unbroken, short, tmp_path, monkeypatch, deletions):
+    """The teacher that was given is not forgotten, whatever of the folder is gone."""
+    folder = Path(shutil.copytree(unbroken[0], tmp_path / "run"))
+    done = iter(range(deletions))
+
+    def rmtree(path, *args, **options):
+        if folder in Path(path).parents and next(done, None) is None:
+            raise Killed
+        original(path, *args, **options)
+
+    original = shutil.rmtree
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", rmtree)
+        with pytest.raises(Killed):
+            go(folder, again=True, **short)
+    assert scores(go(folder, **short)) == scores(unbroken[1])
+    assert same(weights(unbroken[0], "W32A32"), weights(folder, "W32A32"))
+
+
+def test_a_diverged_training_is_refused_and_nothing_is_stored(tmp_path):
+    with pytest.raises(BitlabError, match=r"diverged|NaN") as caught:
+        go(tmp_path / "run", schedule="W1A1", max_steps=3, learning_rate=1e30)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run" / "W32A32").exists() and not (tmp_path / "run" / "W1A1").exists()
+
+
+def test_a_model_with_nan_is_never_saved(tmp_path):
+    model = load_model("sample", "rte")
+    model.classifier.bias.data[0] = float("inf")
+    with pytest.raises(BitlabError, match=r"the training has diverged \(classifier.bias holds NaN or infinity\)"):
+        stages.save_stage(tmp_path / "W1A1", model, sample_tokenizer(), {}, [])
+    assert not (tmp_path / "W1A1").exists()
+
+
+def test_logs_for_tensorboard_stay_beside_the_stage(tmp_path):
+    for place in ("runs/today", "phase2/runs/today"):
+        (tmp_path / "training" / place).mkdir(parents=True)
+        (tmp_path / "training" / place / "events.1").write_text("curve")
+    stages.save_stage(
+        tmp_path / "W1A1", load_model("sample"), sample_tokenizer(), {}, [], training=tmp_path / "training"
+    )
+    found = sorted(str(p.relative_to(tmp_path / "W1A1" / "runs")) for p in tmp_path.rglob("events.1"))
+    assert found == ["phase2/today/events.1", "today/events.1"] and not (tmp_path / "training").exists()
 
 
 def test_a_full_disk_loses_nothing(unbroken, short, tmp_path, monkeypatch):

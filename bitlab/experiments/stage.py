@@ -187,7 +187,7 @@ def save_stage(
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             for logs in sorted(training.rglob(BOARD)) if training else ():
-                shutil.copytree(logs, partial / BOARD / logs.parent.relative_to(training))
+                shutil.copytree(logs, partial / BOARD / logs.parent.relative_to(training), dirs_exist_ok=True)
             for name, content in {LOG: log, **(more or {})}.items():
                 (files.write_text if isinstance(content, str) else files.write_json)(partial / name, content)
             files.write_json(partial / STAGE, record)
