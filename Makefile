@@ -75,8 +75,8 @@ PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
 wheel-series: wheel
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
 	$(BIN)/python -m venv --without-pip "$$place/venv"; python="$$place/venv/bin/python"; \
-	$(BIN)/python -c '$(PACKAGES)' > "$$("$$python" -c '$(PACKAGES)')/borrowed.pth"; \
 	$(BIN)/python -m pip --python "$$python" install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl; \
+	$(BIN)/python -c '$(PACKAGES)' > "$$("$$python" -c '$(PACKAGES)')/borrowed.pth"; \
 	cd "$$place"; unset PYTHONPATH; export JUPYTER_PATH="$(abspath $(VENV))/share/jupyter"; \
 	"$$python" -m bitlab notebooks series; \
 	"$$python" -m bitlab.course.series run --notebooks series --build build

@@ -7,6 +7,7 @@ import os
 import random
 import statistics
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ import pytest
 
 from bitlab import BitlabError, cli, files, results
 from bitlab.data.glue import load_glue
-from bitlab.data.tasks import TASKS, get_task
+from bitlab.data.tasks import TASKS, Task, get_task
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
 from bitlab.results import GLUE, SQUAD, frame, load, published, report, tabulate
@@ -75,6 +76,17 @@ def test_the_frame_has_a_row_a_stage():
     assert (runs.epochs[1], runs.batch_size[1]) == (200 * 32 / 320, 32)  # as trained, not as asked for
     assert runs.spearman[5] == STUDENT and pd.isna(runs.accuracy[5]) and runs.seed[0] == 7
     assert frame([]).empty and set(runs.columns) >= set(frame([]).columns)
+
+
+def test_a_task_of_ones_own_is_in_the_frame_and_not_in_the_table():
+    own = result()
+    own["task"], own["config"]["own_task"] = "reviews", asdict(Task("reviews", label_names=("bad", "good")))
+    runs = frame(json.loads(json.dumps([own, result()])))
+    assert list(runs.task) == ["reviews", "reviews", "rte", "rte"] and runs.accuracy[1] == STUDENT
+    assert len(tabulate(runs)) == 2 and "own task" not in report(runs)
+    del own["config"]["own_task"]
+    with pytest.raises(BitlabError, match="unknown task"):
+        frame([own])
 
 
 def test_own_results_are_read_beside_those_that_come_with_bitlab(tmp_path, monkeypatch):

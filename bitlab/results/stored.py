@@ -13,7 +13,7 @@ import pandas as pd
 
 from bitlab import files
 from bitlab.cost import summary
-from bitlab.data.tasks import SQUAD, TASKS, get_task
+from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.folder import RESULT
@@ -87,7 +87,8 @@ def collect(run: str | Path) -> dict:
     with _one_line(f"{run / RESULT} is no result", "delete it, and run the same experiment again"):
         _stages(result)
     stages = [stage["precision"] for stage in result["stages"]]
-    costs = {name: _cost(load_model(run / name, result["task"])) for name in stages if (run / name).is_dir()}
+    task = _task(result)
+    costs = {name: _cost(load_model(run / name, task)) for name in stages if (run / name).is_dir()}
     return {"name": run.name, **result, "curves": {name: _curve(run / name) for name in stages}, "cost": costs}
 
 
@@ -223,7 +224,7 @@ USUAL = {option.name: option.default for option in fields(StageSettings)}
 WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
 # What of a run's configuration is told by other means; any other option that is not at its default marks a row.
 TOLD = {option.name for option in fields(Experiment) if option.metadata["told"]}
-TOLD |= {"examples", "settings", "questions", "data_digest", "model_digest"}
+TOLD |= {"examples", "settings", "questions", "own_task", "data_digest", "model_digest"}
 SAME = 12  # digits: beyond them a training that is repeated on another day may differ
 
 
@@ -236,9 +237,17 @@ def _stages(result: dict) -> list[dict]:
     precisions = Schedule.parse(result["schedule"], get_recipe(result["method"]).method).precisions
     if tuple(stage["precision"] for stage in stages) != precisions:
         raise BitlabError("its stages are not those of its schedule")
-    run = {name: result.get(name) for name in RUN} | {"task": get_task(result["task"]).name}
+    run = {name: result.get(name) for name in RUN} | {"task": _task(result).name}
     asked = {key: value for key, value in config.items() if not isinstance(value, (dict, list)) and key not in SETTINGS}
     return [asked | run | _stage(result, precisions[: number + 1]) for number in range(len(stages))]
+
+
+def _task(result: dict) -> Task:
+    """The task of a result: one by name, or one's own, which the configuration describes."""
+    own = result["config"].get("own_task")
+    if own is None:
+        return get_task(result["task"])
+    return Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 def _stage(result: dict, path: tuple[str, ...]) -> dict:
