@@ -222,5 +222,22 @@ def check_convertible(encoder: Encoder) -> None:
             )
 
 
+def collect_attention(model: PreTrainedModel) -> None:
+    """Let a float model run `bitlab.attention`, which hands out scores and q, k, v of its layers.
+
+    Raises:
+        BitlabError: for MPNet, whose layers don't pass on what is asked of their attention.
+    """
+    found = layers(model)
+    if not all(upstream.asks_interface(parts.attention) for parts in found):
+        raise BitlabError(
+            f"{type(model).__name__} doesn't hand out what happens in its attention: distil it with attention=0.0 and "
+            f"directions=0.0 in its DistillationConfig, by method 'bit'"
+        )
+    model.set_attn_implementation(attention.NAME)
+    for parts in found:
+        upstream.use_attention(parts.attention.config, attention.NAME)
+
+
 def _join(*names: str) -> str:
     return ".".join(filter(None, names))

@@ -8,13 +8,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import DISTILBERT_SIZES, OTHERS, SIZES, batch, binarizers, outputs, tiny, warm_up
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel, BertConfig, BertModel, DPRConfig, DPRReader, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    DPRConfig,
+    DPRReader,
+    PreTrainedModel,
+    TrainingArguments,
+)
 
-from bitlab import BinaryLinear, BitConfig, BitlabError, binarize, set_precision
+from bitlab import (
+    BinaryLinear,
+    BitConfig,
+    BitlabError,
+    DistillationConfig,
+    DistillationTrainer,
+    binarize,
+    set_precision,
+)
 from bitlab.cost import summary
-from bitlab.encoders import layers
+from bitlab.encoders import collect_attention, layers
 from bitlab.packed import is_fused, pack
 
 TABLE = Path(__file__).parent / "encoders.md"
@@ -210,6 +228,19 @@ def test_half_of_another_family(architecture):
     assert all(parts.first.out_features == 16 and parts.query.out_features == 8 for parts in layers(model))
     ternary = outputs(model, **batch(pad=2))[0]
     torch.testing.assert_close(outputs(set_precision(model, "W1A4"), **batch(pad=2))[0], ternary, rtol=0, atol=1e-4)
+
+
+def test_distilling_attention_of_mpnet_is_refused_and_of_an_own_model_is_done(tmp_path):
+    settings = TrainingArguments(tmp_path, max_steps=1, use_cpu=True, report_to=[], save_strategy="no")
+    rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch().items()})
+    loss = DistillationConfig(logits=0.0, hidden=0.0, attention=1.0)
+    with pytest.raises(BitlabError, match="doesn't hand out what happens in its attention"):
+        DistillationTrainer(binarize(tiny("mpnet")), tiny("mpnet"), settings, loss, train_dataset=rows)
+    teacher = Own(BertConfig(**SIZES))
+    collect_attention(teacher)
+    scores = []
+    teacher(**batch(), attention_scores=scores)
+    assert len(scores) == 2
 
 
 def test_layers_that_are_run_twice_are_kept_once_and_counted_twice():

@@ -33,6 +33,15 @@ def test_the_mask_of_eager_attention_is_additive():
     assert (found[0] == 0).all() and (found[1, ..., 2:] == torch.finfo(found.dtype).min).all()
 
 
+def test_a_config_names_its_attention_function():
+    model = tiny()
+    upstream.use_attention(model.config, "bitlab")
+    assert upstream.attention_of(model.config) == "bitlab"
+    scores = []  # which bitlab's function alone fills
+    model(torch.ones(1, 3, dtype=torch.long), attention_scores=scores)
+    assert len(scores) == 2
+
+
 def test_attention_modules_ask_the_interface():
     assert upstream.asks_interface(tiny().bert.encoder.layer[0].attention.self)
     assert not upstream.asks_interface(nn.Linear(1, 1))

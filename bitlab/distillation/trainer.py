@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import get_last_checkpoint
 
-from bitlab import attention
 from bitlab.config import DistillationConfig
 from bitlab.distillation.checks import RELEASED_EPSILON, check_apart, check_complete, check_settings
 from bitlab.distillation.losses import distillation_loss
@@ -31,7 +30,7 @@ from bitlab.distillation.teacher_outputs import (
     kept_outputs,
     padding_mask,
 )
-from bitlab.encoders import layers
+from bitlab.encoders import collect_attention, layers
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
 
@@ -120,7 +119,7 @@ class DistillationTrainer(Trainer):
         for each in self.teachers:
             each.train(self.distillation.teacher_dropout).to(self.args.device)
             if self.distillation.attention or self.distillation.directions:
-                each.set_attn_implementation(attention.NAME)
+                collect_attention(each)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.teachers or not model.training:
