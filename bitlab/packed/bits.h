@@ -100,28 +100,25 @@ typedef struct {
 } Planes;
 
 /* The planes of one row of codes, padded to whole steps. */
-static void row_planes(const int8_t *codes, Planes *p, long row)
+static void row_planes(const Codes *a, Planes *p, long row)
 {
     for (int plane = 0; plane < p->planes; plane++) {
         uint32_t *out = p->words + (plane * p->rows + row) * p->stride;
         int32_t ones = 0;
+        for (long step = 0; step < a->steps; step++, out += 2) {
+            const int8_t *codes = codes_at(a, row, step);
 #ifdef QUADS
-        for (long k = 0; k < p->stride; k += 2) {
-            __m512i v = _mm512_loadu_si512(codes + k * WORD);
+            __m512i v = _mm512_loadu_si512(codes);
             uint64_t two = p->sign ? _mm512_cmpgt_epi8_mask(v, _mm512_setzero_si512())
                                    : _mm512_test_epi8_mask(v, _mm512_set1_epi8((char)(1 << plane)));
-            memcpy(out + k, &two, sizeof two);
-            ones += __builtin_popcountll(two);
-        }
+            memcpy(out, &two, sizeof two);
 #else
-        for (long k = 0; k < p->stride; k++) {
-            uint32_t word = 0;
-            for (int i = 0; i < WORD; i++) /* of -1, +1 and the padding's 0, only +1 is above 0 */
-                word |= (uint32_t)(p->sign ? codes[k * WORD + i] > 0 : codes[k * WORD + i] >> plane & 1) << i;
-            out[k] = word;
-            ones += count_bits(word);
-        }
+            out[0] = out[1] = 0;
+            for (int i = 0; i < STEP; i++) /* of -1, +1 and the padding's 0, only +1 is above 0 */
+                out[i / WORD] |= (uint32_t)(p->sign ? codes[i] > 0 : codes[i] >> plane & 1) << i % WORD;
 #endif
+            ones += count_bits(out[0]) + count_bits(out[1]);
+        }
         p->ones[plane * p->rows + row] = ones;
     }
 }

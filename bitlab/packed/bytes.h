@@ -3,24 +3,13 @@
  * The second factor comes as a panel: 32 columns, opened just before use so that it stays in the first caches. One-bit
  * weights are opened to bytes of -1 and +1, attention's keys and values are bytes already. With AVX-512 VNNI a panel is
  * [steps][2][16][16][4]: for 64 of K and 16 columns, 16 vectors of 4 consecutive k for each column. That is what a
- * tile multiply (AMX) and a dot product of bytes (VNNI) take. Otherwise it is [32][64 steps], for plain loops.
+ * tile multiply (AMX) and a dot product of bytes (VNNI) take. Otherwise it is [32][steps][64], for plain loops.
  */
-#define STEP 64 /* of K at a time */
-
 typedef struct {
     int8_t *bytes; /* [steps][LANES * STEP] */
     int32_t *sums; /* [LANES] of each column, for codes that are stored with an offset; after the bytes */
     long steps;
 } Panel;
-
-/* The first factor: rows of codes, padded with the code 0 to whole steps. */
-typedef struct {
-    const int8_t *codes;
-    long stride, steps;
-    int is_unsigned; /* bytes are 0 to 255 */
-} Rows;
-
-static inline long ceil_div(long n, long d) { return (n + d - 1) / d; }
 
 static inline size_t panel_size(long steps) { return (size_t)steps * LANES * STEP + LANES * sizeof(int32_t); }
 
@@ -99,32 +88,33 @@ static void open_weights(const uint8_t *weight, long bytes, long count, Panel *p
         }
 }
 
-/* Rows of codes as columns, [count][width]: attention's keys. */
-static void open_keys(const int8_t *codes, long stride, long count, long width, Panel *p)
+/* Rows of codes as columns: attention's keys, from `row` on, `count` of them. */
+static void open_keys(const Codes *keys, long row, long count, long width, Panel *p)
 {
-    for (long k = 0; k < p->steps * STEP; k += STEP)
+    for (long step = 0; step < p->steps; step++)
         for (int half = 0; half < 2; half++) {
             __m512i columns[16];
-            load_columns(codes + half * 16 * stride + k, stride, count - half * 16, width - k, columns);
+            const int8_t *from = codes_at(keys, count > half * TALL ? row + half * TALL : row, step);
+            load_columns(from, STEP, count - half * TALL, width - step * STEP, columns);
             for (int i = 0; i < 16; i++)
-                _mm512_store_si512(panel_row(p, k, half) + i * 64, columns[i]);
+                _mm512_store_si512(panel_row(p, step * STEP, half) + i * 64, columns[i]);
         }
 }
 
-/* Columns of codes as they are, [length][count]: attention's values. */
-static void open_values(const int8_t *codes, long stride, long count, long length, Panel *p)
+/* Columns of codes as they are: attention's values, `length` rows from `row` on, `count` channels from `channel` on. */
+static void open_values(const Codes *values, long row, long length, long channel, long count, Panel *p)
 {
     for (long k = 0; k < p->steps * STEP; k += 4)
         for (int half = 0; half < 2; half++) {
-            __m128i row[4], pair[4];
+            __m128i four[4], pair[4];
             long left = count - half * 16;
             __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
+            const int8_t *from = codes_at(values, k < length ? row + k : row, channel / STEP) + channel % STEP + half * 16;
             for (int i = 0; i < 4; i++)
-                row[i] = _mm_maskz_loadu_epi8(k + i < length ? there : 0,
-                                              codes + (k + i < length ? (k + i) * stride + half * 16 : 0));
+                four[i] = _mm_maskz_loadu_epi8(k + i < length ? there : 0, from + i * STEP);
             for (int i = 0; i < 2; i++) {
-                pair[i] = _mm_unpacklo_epi8(row[2 * i], row[2 * i + 1]);
-                pair[2 + i] = _mm_unpackhi_epi8(row[2 * i], row[2 * i + 1]);
+                pair[i] = _mm_unpacklo_epi8(four[2 * i], four[2 * i + 1]);
+                pair[2 + i] = _mm_unpackhi_epi8(four[2 * i], four[2 * i + 1]);
             }
             __m128i *out = (__m128i *)panel_row(p, k, half);
             for (int i = 0; i < 4; i += 2) {
@@ -146,19 +136,23 @@ static void open_weights(const uint8_t *weight, long bytes, long count, Panel *p
         }
 }
 
-static void open_keys(const int8_t *codes, long stride, long count, long width, Panel *p)
+static void open_keys(const Codes *keys, long row, long count, long width, Panel *p)
 {
     memset(p->bytes, 0, (size_t)(p->steps * STEP * LANES));
     for (long n = 0; n < count && n < LANES; n++)
-        memcpy(p->bytes + n * p->steps * STEP, codes + n * stride, (size_t)width);
+        for (long k = 0; k < width; k += STEP)
+            memcpy(p->bytes + n * p->steps * STEP + k, codes_at(keys, row + n, k / STEP),
+                   (size_t)(width - k < STEP ? width - k : STEP));
 }
 
-static void open_values(const int8_t *codes, long stride, long count, long length, Panel *p)
+static void open_values(const Codes *values, long row, long length, long channel, long count, Panel *p)
 {
     memset(p->bytes, 0, (size_t)(p->steps * STEP * LANES));
-    for (long k = 0; k < length; k++)
+    for (long k = 0; k < length; k++) {
+        const int8_t *from = codes_at(values, row + k, channel / STEP) + channel % STEP;
         for (long n = 0; n < count && n < LANES; n++)
-            p->bytes[n * p->steps * STEP + k] = codes[k * stride + n];
+            p->bytes[n * p->steps * STEP + k] = from[n];
+    }
 }
 
 #endif
@@ -181,31 +175,32 @@ static void sum_columns(Panel *p)
     _mm512_storeu_si512(p->sums + 16, sum[1]);
 }
 
-static inline void multiply_rows(const Rows *a, long row, long count, const Panel *p, const int32_t *start,
+static inline void multiply_rows(const Codes *a, long row, long count, const Panel *p, const int32_t *start,
                                  int32_t c[][LANES])
 {
-    const int8_t *x = a->codes + row * a->stride;
     __m512i sum[AT_ONCE][2];
     for (int r = 0; r < AT_ONCE; r++)
         for (int h = 0; h < 2; h++)
             sum[r][h] = _mm512_loadu_si512(start + 16 * h);
-    for (long step = 0; step < a->steps; step++)
+    for (long step = 0; step < p->steps; step++) {
+        const int8_t *x = codes_at(a, row, step);
         for (int i = 0; i < 16; i++) {
             const int8_t *w = p->bytes + (step * 32 + i) * 64;
             __m512i left = _mm512_load_si512(w), right = _mm512_load_si512(w + 16 * 64);
             for (int r = 0; r < AT_ONCE; r++) {
                 int32_t four;
-                memcpy(&four, x + (r < count ? r : 0) * a->stride + step * STEP + i * 4, 4);
+                memcpy(&four, x + (r < count ? r : 0) * STEP + i * 4, 4);
                 sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], _mm512_set1_epi32(four), left);
                 sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], _mm512_set1_epi32(four), right);
             }
         }
+    }
     for (int r = 0; r < count; r++)
         for (int h = 0; h < 2; h++)
             _mm512_storeu_si512(c[r] + 16 * h, sum[r][h]);
 }
 
-static void multiply_bytes(const Rows *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
 {
     int32_t start[LANES];
     for (int n = 0; n < LANES; n++)
@@ -224,23 +219,22 @@ static void multiply_bytes(const Rows *a, long row, long count, const Panel *p, 
 static void sum_columns(Panel *p) { (void)p; }
 
 /* Plain loops, which compilers turn into whatever the processor has for products of bytes. */
-static void multiply_bytes(const Rows *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
 {
-    long width = a->steps * STEP;
-    for (long r = 0; r < count; r++) {
-        const int8_t *x = a->codes + (row + r) * a->stride;
+    for (long r = 0; r < count; r++)
         for (int n = 0; n < LANES; n++) {
-            const int8_t *w = p->bytes + n * width;
             int32_t sum = 0;
-            if (a->is_unsigned)
-                for (long k = 0; k < width; k++)
-                    sum += (int16_t)(uint8_t)x[k] * (int16_t)w[k];
-            else
-                for (long k = 0; k < width; k++)
-                    sum += (int16_t)x[k] * (int16_t)w[k];
+            for (long step = 0; step < p->steps; step++) {
+                const int8_t *x = codes_at(a, row + r, step), *w = p->bytes + (n * p->steps + step) * STEP;
+                if (a->is_unsigned)
+                    for (int k = 0; k < STEP; k++)
+                        sum += (int16_t)(uint8_t)x[k] * (int16_t)w[k];
+                else
+                    for (int k = 0; k < STEP; k++)
+                        sum += (int16_t)x[k] * (int16_t)w[k];
+            }
             c[r][n] = sum;
         }
-    }
 }
 
 #endif

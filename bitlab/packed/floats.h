@@ -6,10 +6,7 @@
  * fmaf says so.
  */
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#define LANES 32 /* outputs, channels or keys that are handled together */
 #define SMALLEST_ALPHA 1e-5f
 
 /* 32 floats at once: two registers, or a loop. --------------------------------------------------------------------- */
@@ -76,6 +73,18 @@ static inline Floats load_some(const float *p, long count, float rest)
     return load(some);
 }
 
+/* The first `count` of them. */
+static inline void store_some(float *p, Floats a, long count)
+{
+    if (count >= LANES) {
+        store(p, a);
+        return;
+    }
+    float some[LANES];
+    store(some, a);
+    memcpy(p, some, (size_t)count * sizeof *some);
+}
+
 /* Binarizers. ---------------------------------------------------------------------------------------------------- */
 
 /* codes = sign(x - beta), or clamp(round((x - beta) / alpha), low, high). They are stored with `offset` added, for
@@ -98,17 +107,17 @@ static Set make_set(const float *alpha, const float *beta, int bits, int is_sign
 }
 
 /* Codes by division. Returns whether a number was none (a code can't say so; the sign of no number is -1). */
-static int divided_codes(Floats v, const Set *s, int8_t *codes)
+static int divided_codes(Floats v, Set s, int8_t *codes)
 {
     float x[LANES];
     int none = 0;
     store(x, v);
     for (int l = 0; l < LANES; l++) {
-        float q = x[l] / s->alpha;
+        float q = x[l] / s.alpha;
         none |= q != q;
-        q = q > s->low ? q : s->low;
-        q = q < s->high ? q : s->high;
-        codes[l] = (int8_t)((int32_t)rintf(q) + s->offset);
+        q = q > s.low ? q : s.low;
+        q = q < s.high ? q : s.high;
+        codes[l] = (int8_t)((int32_t)rintf(q) + s.offset);
     }
     return none;
 }
@@ -138,7 +147,7 @@ static inline int codes_of(Floats v, const Set *s, int8_t *codes)
         code = _mm512_add_epi32(code, _mm512_set1_epi32(s->offset));
         _mm_storeu_si128((__m128i *)(codes + 16 * h), _mm512_cvtepi32_epi8(code));
     }
-    return look ? divided_codes(v, s, codes) : 0;
+    return look ? divided_codes(v, *s, codes) : 0;
 }
 
 #else
@@ -157,7 +166,7 @@ static inline int codes_of(Floats v, const Set *s, int8_t *codes)
         look |= fabsf(q - r) > NEXT_TO_A_HALF;
         codes[l] = (int8_t)((int32_t)r + s->offset);
     }
-    return look ? divided_codes(v, s, codes) : 0;
+    return look ? divided_codes(v, *s, codes) : 0;
 }
 
 #endif
@@ -171,16 +180,19 @@ static inline int some_codes(Floats v, const Set *s, int8_t *codes, long count)
     return none;
 }
 
-/* The codes of one row, padded to `stride` with the code 0. */
-static int row_codes(const float *x, const Set *s, long width, int8_t *codes, long stride)
+/* The codes of one row, padded to whole steps. */
+static int row_codes(const float *x, const Set *s, long width, const Codes *to, long row)
 {
     int none = 0;
-    for (long at = 0; at < width; at += LANES) {
+    for (long at = 0; at < to->steps * STEP; at += LANES) {
+        int8_t *codes = codes_at(to, row, at / STEP) + at % STEP;
+        if (at >= width) {
+            memset(codes, s->offset, LANES);
+            continue;
+        }
         Floats v = load_some(x + at, width - at, 0), beta = load_some(s->beta + at, width - at, 0);
-        none |= some_codes(sub(v, beta), s, codes + at, width - at);
+        none |= some_codes(sub(v, beta), s, codes, width - at);
     }
-    long end = (width + LANES - 1) / LANES * LANES;
-    memset(codes + end, s->offset, (size_t)(stride - end));
     return none;
 }
 
@@ -188,7 +200,7 @@ static int row_codes(const float *x, const Set *s, long width, int8_t *codes, lo
 
 #define WIDE 8   /* lanes of torch's LayerNorm */
 #define CHUNK 16 /* vectors that one of its running means goes over */
-#define ROWS 4   /* rows at a time: each mean waits for the one before, four rows fill the gaps */
+#define ROWS 8   /* rows at a time: each mean waits for the one before, other rows fill the gaps */
 #define DEEP 24  /* a binary tree over chunks is less deep than that */
 
 #if defined(__FMA__) && defined(__AVX2__)
@@ -373,22 +385,25 @@ static inline float exponentials(float *row, long room, float top, int lanes)
 #endif
 
 /* Softmax of a row's `length` scores, the rest of its whole LANES being -INFINITY. torch adds up by `lanes`, or in
- * order where a sentence is shorter than those. The probabilities' codes go to `codes`. */
-static inline int softmax_codes(float *restrict row, long length, int lanes, int in_order, const Set *s, int8_t *codes)
+ * order where a sentence is shorter than those. The codes of the probabilities go to `row` of `to`. */
+static inline int softmax_codes(float *restrict scores, long length, int lanes, int in_order, const Set *s,
+                                const Codes *to, long row)
 {
-    long room = (length + LANES - 1) / LANES * LANES;
+    long room = rounded(length, LANES);
     int none = 0;
-    Floats most = load(row);
+    Floats most = load(scores);
     for (long at = LANES; at < room; at += LANES)
-        most = greater(load(row + at), most);
-    float total = exponentials(row, room, greatest(most), lanes);
+        most = greater(load(scores + at), most);
+    float total = exponentials(scores, room, greatest(most), lanes);
     if (in_order) {
         total = 0;
         for (long i = 0; i < length; i++)
-            total += row[i];
+            total += scores[i];
     }
     const Floats factor = all(1 / total);
     for (long at = 0; at < room; at += LANES)
-        none |= codes_of(mul(load(row + at), factor), s, codes + at);
+        none |= codes_of(mul(load(scores + at), factor), s, codes_at(to, row, at / STEP) + at % STEP);
+    if (room % STEP)
+        memset(codes_at(to, row, room / STEP) + LANES, 0, LANES);
     return none;
 }

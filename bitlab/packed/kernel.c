@@ -22,25 +22,15 @@
 #endif
 #include <stdlib.h>
 
+#include "codes.h"
 #include "floats.h"
 #include "bytes.h"
 #include "tiles.h"
 #include "bits.h"
+#include "linear.h"
+#include "attention.h"
 
-enum { TILES_KERNEL, BYTES_KERNEL, POPCOUNT_KERNEL, KERNELS };
 enum { DONE = 0, NO_NUMBER = 1, BAD_SIZES = -1 };
-
-/* What is to be computed with; pointers are read anew in every call. */
-typedef struct {
-    const uint8_t *weight; /* [outputs][ceil(inputs / 8)], bit i of byte j is input 8 j + i, 1 is +1 */
-    const float *scale;    /* of the weight */
-    const float *bias;     /* [outputs] or NULL */
-    const float *alpha, *beta; /* of the input's binarizer */
-} Linear;
-
-typedef struct {
-    const float *alpha, *beta;
-} Binarizer;
 
 typedef struct {
     const float *weight, *bias;
@@ -50,236 +40,13 @@ typedef struct {
     Linear project[3]; /* query, key, value */
     Linear out, first, second;
     Binarizer after[3]; /* of query, key, value */
-    Binarizer probs; /* has no beta */
+    Binarizer probs;    /* has no beta */
     Norm out_norm, second_norm;
 } Layer;
 
-typedef struct {
-    long batch, length, width, heads, inner, bits, kernel, threads;
-    long lanes;                                     /* of torch's softmax */
-    long rounds_once;                               /* whether torch.addcmul does */
-    long mask_example, mask_head, mask_query;       /* strides of the mask, in floats; keys are consecutive */
-    float scaling, eps;                             /* of the scores; of LayerNorm */
-} Sizes;
-
-/* Memory of one thread. */
-typedef struct {
-    void *panel;         /* one, of weights */
-    void *keys, *values; /* panels, side by side */
-    int8_t *probs; /* [32][room]: codes of 32 rows of probabilities */
-    float *scores; /* [32][room] */
-    int32_t (*c)[LANES];
-} Scratch;
-
-/* Memory of one call, for the tokens of some examples. */
-typedef struct {
-    long rows, stride, inner_stride; /* tokens, rounded up to whole LANES; codes of a row, to whole STEPs */
-    int8_t *input[3], *project[3], *context, *inner;
-    float *y;
-    Planes planes;
-} Buffers;
-
-/* One linear layer at work. */
-typedef struct {
-    Rows in;
-    Planes *planes;
-    const Linear *linear;
-    long tokens, inputs, outputs;
-    int kernel;
-    float scale;
-    int rounds_once, relu;
-    Set set; /* of the codes that come out, if `codes` */
-    int8_t *codes;
-    long stride;
-    const float *residual; /* else floats: y + residual */
-    float *y;
-} Product;
-
-static void multiply(int kernel, const Rows *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
-{
-#ifdef TILES
-    if (kernel == TILES_KERNEL) {
-        multiply_tiles(a, row, count, p, c);
-        return;
-    }
-#endif
-    (void)kernel;
-    multiply_bytes(a, row, count, p, c);
-}
-
-/* How much is added to signed codes for this kernel. */
-static int32_t offset_for(int kernel) { return kernel == BYTES_KERNEL ? OFFSET : 0; }
-
-/* 32 outputs of a linear layer. */
-typedef struct {
-    long first, count;
-    Floats bias, beta;
-} Block;
-
-static Block make_block(const Product *p, long first)
-{
-    Block b = {first, p->outputs - first < LANES ? p->outputs - first : LANES, all(0), all(0)};
-    if (p->linear->bias)
-        b.bias = load_some(p->linear->bias + first, b.count, 0);
-    if (p->codes)
-        b.beta = load_some(p->set.beta + first, b.count, 0);
-    return b;
-}
-
-/* Sums -> what the float model makes of them: bias + scale * sum, rounded as torch.addcmul rounds it. */
-static inline Floats affine(const int32_t *c, const Product *p, const Block *b)
-{
-    Floats sum = from_ints(c), scale = all(p->scale);
-    if (!p->linear->bias)
-        return mul(sum, scale);
-    return p->rounds_once ? fma32(sum, scale, b->bias) : add(mul(sum, scale), b->bias);
-}
-
-/* The rest of a linear layer for 32 outputs of some rows, and the next binarizer. Returns whether a number was none. */
-static int finish(const Product *p, const Block *b, long row, long count, int32_t c[LANES][LANES])
-{
-    int none = 0;
-    for (long r = 0; r < count; r++) {
-        Floats v = affine(c[r], p, b);
-        if (p->codes) {
-            if (p->relu)
-                v = greater(all(0), v);
-            none |= some_codes(sub(v, b->beta), &p->set, p->codes + (row + r) * p->stride + b->first, b->count);
-            continue;
-        }
-        long at = (row + r) * p->outputs + b->first;
-        if (p->residual)
-            v = add(v, load_some(p->residual + at, b->count, 0));
-        if (b->count == LANES)
-            store(p->y + at, v);
-        else {
-            float some[LANES];
-            store(some, v);
-            memcpy(p->y + at, some, (size_t)b->count * sizeof *some);
-        }
-    }
-    return none;
-}
-
-/* One linear layer, shared by the threads of a parallel region. */
-static int run(Product *p, Scratch *s)
-{
-    long bytes = ceil_div(p->inputs, 8);
-    int none = 0;
-    p->scale = (*p->linear->alpha < SMALLEST_ALPHA ? SMALLEST_ALPHA : *p->linear->alpha) * *p->linear->scale;
-    if (p->kernel == POPCOUNT_KERNEL) {
-#pragma omp for schedule(static)
-        for (long r = 0; r < p->tokens; r++)
-            row_planes(p->in.codes + r * p->in.stride, p->planes, r);
-    }
-#pragma omp for schedule(static)
-    for (long first = 0; first < p->outputs; first += LANES) {
-        const uint8_t *weight = p->linear->weight + first * bytes;
-        const Block b = make_block(p, first);
-        Panel panel = panel_at(s->panel, 0, p->in.steps);
-        if (p->kernel == POPCOUNT_KERNEL)
-            open_words(weight, bytes, b.count, p->planes, s->panel);
-        else
-            open_weights(weight, bytes, b.count, &panel);
-        if (p->kernel == BYTES_KERNEL)
-            sum_columns(&panel);
-        for (long row = 0; row < p->tokens; row += LANES) {
-            long count = p->tokens - row < LANES ? p->tokens - row : LANES;
-            if (p->kernel == POPCOUNT_KERNEL)
-                multiply_planes(p->planes, row, count, s->panel, s->c);
-            else
-                multiply(p->kernel, &p->in, row, count, &panel, s->c);
-            none |= finish(p, &b, row, count, s->c);
-        }
-    }
-    return none;
-}
-
-/* Attention. ----------------------------------------------------------------------------------------------------- */
-
-/* The keys that count, [*first, *last): past them the mask is so low that their probability is exactly 0. */
-static void kept_keys(const float *mask, const Sizes *n, long *first, long *last)
-{
-    *first = 0;
-    *last = n->length;
-    if (!mask || n->mask_query)
-        return;
-    while (*last && mask[*last - 1] < -1e30f)
-        --*last;
-    if (!*last || !(mask[*last - 1] > -1e4f)) { /* none counts, or hardly: then all do */
-        *last = n->length;
-        return;
-    }
-    while (mask[*first] < -1e30f)
-        ++*first;
-    *first = *first / LANES * LANES; /* torch's softmax adds by lanes */
-}
-
-/* One head of one example: codes of q, k, v -> codes of the context. */
-static int attend(const Layer *layer, const Sizes *n, const Buffers *m, long example, long head, const float *mask,
-                  Scratch *s)
-{
-    long width = n->width / n->heads, at = example * n->length * m->stride + head * width, first, last;
-    int kernel = n->kernel == TILES_KERNEL ? TILES_KERNEL : BYTES_KERNEL, none = 0;
-    if (mask)
-        mask += example * n->mask_example + head * n->mask_head;
-    kept_keys(mask, n, &first, &last);
-    long keys = last - first, room = ceil_div(keys, STEP) * STEP, steps = ceil_div(width, STEP);
-    const int8_t *k = m->project[1] + at + first * m->stride, *v = m->project[2] + at + first * m->stride;
-    Set probs = make_set(layer->probs.alpha, NULL, (int)n->bits, 0, 0);
-    Set after = make_set(layer->out.alpha, layer->out.beta, (int)n->bits, 1, offset_for(n->kernel));
-    float q_alpha = make_set(layer->after[0].alpha, NULL, 1, 1, 0).alpha;
-    float k_alpha = make_set(layer->after[1].alpha, NULL, 1, 1, 0).alpha;
-    float scale = q_alpha * k_alpha * n->scaling;
-    float v_scale = probs.alpha * make_set(layer->after[2].alpha, NULL, 1, 1, 0).alpha;
-    for (long j = 0; j < keys; j += LANES) {
-        Panel panel = panel_at(s->keys, j / LANES, steps);
-        open_keys(k + j * m->stride, m->stride, keys - j, width, &panel);
-        if (kernel == BYTES_KERNEL)
-            sum_columns(&panel);
-    }
-    for (long j = 0; j < width; j += LANES) {
-        Panel panel = panel_at(s->values, j / LANES, room / STEP);
-        open_values(v + j, m->stride, width - j, keys, &panel);
-    }
-    for (long row = 0; row < n->length; row += LANES) {
-        long count = n->length - row < LANES ? n->length - row : LANES;
-        Rows q = {m->project[0] + at, m->stride, steps, 0};
-        for (long j = 0; j < keys; j += LANES) {
-            const Panel panel = panel_at(s->keys, j / LANES, steps);
-            multiply(kernel, &q, row, count, &panel, s->c);
-            for (long r = 0; r < count; r++) {
-                Floats score = mul(from_ints(s->c[r]), all(scale));
-                if (mask)
-                    score = add(score, load_some(mask + (row + r) * n->mask_query + first + j, keys - j, 0));
-                store(s->scores + r * room + j, score);
-            }
-        }
-        for (long r = 0; r < count; r++) {
-            float *scores = s->scores + r * room;
-            int8_t *codes = s->probs + r * room;
-            for (long j = keys; j < ceil_div(keys, LANES) * LANES; j++)
-                scores[j] = -INFINITY;
-            none |= softmax_codes(scores, keys, (int)n->lanes, n->length < n->lanes, &probs, codes);
-            memset(codes + keys, 0, (size_t)(room - keys));
-        }
-        Rows p = {s->probs, room, room / STEP, 1};
-        for (long j = 0; j < width; j += LANES) {
-            const Panel panel = panel_at(s->values, j / LANES, room / STEP);
-            multiply(kernel, &p, 0, count, &panel, s->c);
-            long channels = width - j < LANES ? width - j : LANES;
-            Floats beta = load_some(after.beta + head * width + j, channels, 0);
-            for (long r = 0; r < count; r++) {
-                int8_t codes[LANES];
-                none |= codes_of(sub(mul(from_ints(s->c[r]), all(v_scale)), beta), &after, codes);
-                memcpy(m->context + at + (row + r) * m->stride + j, codes, (size_t)channels);
-            }
-        }
-    }
-    return none;
-}
-
 /* Memory. -------------------------------------------------------------------------------------------------------- */
+
+#define GROUP 512 /* tokens that go through all layers together: their codes stay in the second cache */
 
 /* Hands out aligned pieces of one block; with a NULL block it only adds up how much is wanted. The block is the
  * caller's, who keeps one for each of its threads: pages are not asked for anew in every call. */
@@ -295,40 +62,56 @@ static void *take(Arena *arena, size_t size)
     return piece;
 }
 
+/* What the threads of a call share, and where each one's own memory begins. */
+typedef struct {
+    long group;      /* examples (of a linear layer alone: tokens) at a time */
+    Codes input[3];  /* of q, k, v; the first one also of the FFN, or of a linear layer alone */
+    Codes project[3], context, inner;
+    int32_t *place;  /* [tokens]: the row of a token where each example begins a tile */
+    float *y;
+    Planes planes;
+    char *own;
+    size_t each, size;
+} Plan;
+
+static void take_planes(Arena *arena, Planes *p, long rows, long widest, int bits)
+{
+    p->rows = rows;
+    p->words = take(arena, (size_t)(bits * rows * ceil_div(widest, STEP) * 2) * sizeof(uint32_t));
+    p->ones = take(arena, (size_t)(bits * rows) * sizeof(int32_t));
+}
+
+static Codes take_codes(Arena *arena, long rows, long width, long heads, int is_unsigned)
+{
+    long steps = ceil_div(width, STEP);
+    return codes_in(take(arena, (size_t)(rows * steps * heads * STEP)), steps, heads, is_unsigned);
+}
+
+static void take_encoder(Arena *arena, Plan *plan, const Sizes *n)
+{
+    long tokens = plan->group * n->length, rows = rounded(tokens, LANES);
+    long apart = rounded(plan->group * rounded(n->length, TALL) + TALL, LANES); /* 32 rows are read, from any tile on */
+    for (int i = 0; i < 3; i++) {
+        plan->input[i] = take_codes(arena, rows, n->width, 1, 0);
+        plan->project[i] = take_codes(arena, apart, n->width / n->heads, n->heads, 0);
+    }
+    plan->context = take_codes(arena, rows, n->width, 1, 0);
+    plan->inner = take_codes(arena, rows, n->inner, 1, 1);
+    plan->place = take(arena, (size_t)tokens * sizeof(int32_t));
+    plan->y = take(arena, (size_t)((tokens + ROWS) * n->width) * sizeof(float));
+    if (n->kernel == POPCOUNT_KERNEL)
+        take_planes(arena, &plan->planes, rows, n->width > n->inner ? n->width : n->inner, (int)n->bits);
+}
+
 static void take_scratch(Arena *arena, Scratch *s, long length, long head, long widest)
 {
-    long room = ceil_div(length, STEP) * STEP;
+    long room = rounded(length, STEP);
     s->panel = take(arena, panel_size(ceil_div(widest, STEP)));
     s->keys = take(arena, (size_t)(room / LANES) * panel_size(ceil_div(head, STEP)));
     s->values = take(arena, (size_t)ceil_div(head, LANES) * panel_size(room / STEP));
     s->probs = take(arena, (size_t)(LANES * room));
     s->scores = take(arena, (size_t)(LANES * room) * sizeof(float));
-    s->c = take(arena, sizeof(int32_t[LANES][LANES]));
-}
-
-static void take_planes(Arena *arena, Planes *p, long rows, long widest, int bits)
-{
-    long count = bits * rows;
-    p->rows = rows;
-    p->words = take(arena, (size_t)(count * ceil_div(widest, STEP) * 2) * sizeof(uint32_t));
-    p->ones = take(arena, (size_t)count * sizeof(int32_t));
-}
-
-static void take_buffers(Arena *arena, Buffers *m, const Sizes *n, long tokens)
-{
-    long rows = ceil_div(tokens, LANES) * LANES;
-    m->rows = rows;
-    m->stride = ceil_div(n->width, STEP) * STEP;
-    m->inner_stride = ceil_div(n->inner, STEP) * STEP;
-    for (int i = 0; i < 3; i++) {
-        m->input[i] = take(arena, (size_t)(rows * m->stride));
-        m->project[i] = take(arena, (size_t)(rows * m->stride + STEP)); /* the last head is read to a whole step */
-    }
-    m->context = take(arena, (size_t)(rows * m->stride));
-    m->inner = take(arena, (size_t)(rows * m->inner_stride));
-    m->y = take(arena, (size_t)((tokens + ROWS) * n->width) * sizeof(float));
-    if (n->kernel == POPCOUNT_KERNEL)
-        take_planes(arena, &m->planes, rows, n->width > n->inner ? n->width : n->inner, (int)n->bits);
+    s->c = take(arena, 2 * sizeof(int32_t[LANES][LANES]));
 }
 
 static int thread_number(void)
@@ -340,105 +123,147 @@ static int thread_number(void)
 #endif
 }
 
-/* Layers. -------------------------------------------------------------------------------------------------------- */
-
-static void set_planes(Planes *p, const Product *product, int bits, int is_signed)
+static size_t own_scratch(const Plan *plan, const Sizes *n, int encoder, Scratch *s)
 {
-    p->planes = bits;
-    p->stride = product->in.steps * 2;
-    p->width = product->inputs;
-    p->sign = bits == 1 && is_signed;
-    p->is_signed = is_signed;
+    long widest = encoder && n->inner > n->width ? n->inner : n->width;
+    Arena arena = {plan->own ? plan->own + (size_t)thread_number() * plan->each : NULL, 0};
+    take_scratch(&arena, s, encoder ? n->length : 1, encoder ? n->width / n->heads : 1, widest);
+    return arena.used;
 }
 
-/* A product as it is before it says what it reads and writes. */
-static Product make_product(const Linear *linear, const Sizes *n, long tokens, const int8_t *codes, long inputs,
-                            long outputs, int is_unsigned)
+/* Lays the memory out; only adds up its size if memory is NULL. */
+static Plan make_plan(const Sizes *n, int encoder, void *memory)
+{
+    Plan plan = {0};
+    Arena arena = {memory, 0};
+    Scratch s;
+    if (encoder) {
+        plan.group = n->length && GROUP / n->length > 1 ? GROUP / n->length : 1;
+        plan.group = plan.group < n->batch ? plan.group : n->batch;
+        take_encoder(&arena, &plan, n);
+    } else {
+        plan.group = n->length < GROUP ? n->length : GROUP;
+        long rows = rounded(plan.group, LANES);
+        plan.input[0] = take_codes(&arena, rows, n->width, 1, 0);
+        take_planes(&arena, &plan.planes, rows, n->width, (int)n->bits);
+    }
+    plan.each = own_scratch(&plan, n, encoder, &s);
+    plan.size = arena.used + (size_t)n->threads * plan.each;
+    plan.own = memory ? (char *)memory + arena.used : NULL;
+    return plan;
+}
+
+/* Layers. -------------------------------------------------------------------------------------------------------- */
+
+/* A linear layer before it says what becomes of its sums. */
+static Product make_product(const Linear *linear, const Sizes *n, long tokens, const Codes *in, long inputs,
+                            long outputs)
 {
     Product p = {0};
-    long stride = ceil_div(inputs, STEP) * STEP;
-    p.in = (Rows){codes, stride, stride / STEP, is_unsigned};
     p.linear = linear;
+    p.in = *in;
     p.tokens = tokens;
     p.inputs = inputs;
     p.outputs = outputs;
+    p.heads = 1;
     p.kernel = (int)n->kernel;
     p.rounds_once = (int)n->rounds_once;
     return p;
 }
 
-static int run_planes(Product *p, Planes *planes, const Sizes *n, Scratch *s)
+static int run_product(Product *p, const Plan *plan, const Sizes *n, Scratch *s)
 {
-    Planes mine = *planes; /* each thread its own description of the shared memory */
-    set_planes(&mine, p, (int)n->bits, !p->in.is_unsigned);
-    p->planes = &mine;
+    Planes planes = plan->planes; /* of this thread, its memory is shared */
+    planes.planes = (int)n->bits;
+    planes.stride = p->in.steps * 2;
+    planes.width = p->inputs;
+    planes.is_signed = !p->in.is_unsigned;
+    planes.sign = n->bits == 1 && planes.is_signed;
+    p->planes = &planes;
     return run(p, s);
 }
 
+static Set set_of(const float *alpha, const float *beta, const Sizes *n, int is_signed, int kernel)
+{
+    return make_set(alpha, beta, (int)n->bits, is_signed, offset_for(kernel));
+}
+
 /* LayerNorm of y (if there is one) into x, and the codes of x for up to three layers that follow. */
-static int rows_between(const Norm *norm, const Linear *const *next, int count, const Sizes *n, const Buffers *m,
-                        long tokens, float *x)
+static int rows_between(const Norm *norm, const Linear *next, int count, const Sizes *n, const Plan *plan, long tokens,
+                        float *x)
 {
     int none = 0;
     Set sets[3];
     for (int i = 0; i < count; i++)
-        sets[i] = make_set(next[i]->alpha, next[i]->beta, (int)n->bits, 1, offset_for((int)n->kernel));
+        sets[i] = set_of(next[i].alpha, next[i].beta, n, 1, (int)n->kernel);
 #pragma omp for schedule(static)
     for (long row = 0; row < tokens; row += ROWS) {
         long rows = tokens - row < ROWS ? tokens - row : ROWS;
-        if (norm && rows == ROWS)
-            layer_norm(m->y + row * n->width, x + row * n->width, n->width, norm->weight, norm->bias, n->eps);
-        else if (norm) { /* y has room for whole ROWS, x has not */
-            layer_norm(m->y + row * n->width, m->y + row * n->width, n->width, norm->weight, norm->bias, n->eps);
-            memcpy(x + row * n->width, m->y + row * n->width, (size_t)(rows * n->width) * sizeof *x);
-        }
+        float *y = plan->y + row * n->width, *to = rows == ROWS ? x + row * n->width : y; /* y has room for ROWS */
+        if (norm)
+            layer_norm(y, to, n->width, norm->weight, norm->bias, n->eps);
+        if (norm && rows < ROWS)
+            memcpy(x + row * n->width, y, (size_t)(rows * n->width) * sizeof *x);
         for (long r = row; r < row + rows; r++)
             for (int i = 0; i < count; i++)
-                none |= row_codes(x + r * n->width, &sets[i], n->width, m->input[i] + r * m->stride, m->stride);
+                none |= row_codes(x + r * n->width, &sets[i], n->width, &plan->input[i], r);
     }
     return none;
 }
 
+static int self_attention(const Layer *layer, const Sizes *n, const Plan *plan, long examples, const float *mask,
+                          Scratch *s)
+{
+    const Binarizer *after = layer->after;
+    Attention a = {plan->project[0], plan->project[1], plan->project[2], plan->context, 0, 0, {0}, {0}, mask, 0};
+    int none = 0;
+    a.kernel = n->kernel == TILES_KERNEL ? TILES_KERNEL : BYTES_KERNEL;
+    for (int j = 0; j < 3; j++) {
+        Product p = make_product(&layer->project[j], n, examples * n->length, &plan->input[j], n->width, n->width);
+        p.set = set_of(after[j].alpha, after[j].beta, n, 1, j ? -1 : a.kernel); /* keys and values come as they are */
+        p.out = plan->project[j];
+        p.place = plan->place;
+        p.heads = n->heads;
+        none |= run_product(&p, plan, n, s);
+    }
+    a.probs = set_of(layer->probs.alpha, NULL, n, 0, a.kernel);
+    a.after = set_of(layer->out.alpha, layer->out.beta, n, 1, (int)n->kernel);
+    float q = set_of(after[0].alpha, NULL, n, 1, 0).alpha, k = set_of(after[1].alpha, NULL, n, 1, 0).alpha;
+    a.score_scale = q * k * n->scaling;
+    a.context_scale = a.probs.alpha * set_of(after[2].alpha, NULL, n, 1, 0).alpha;
+#pragma omp for schedule(static) collapse(2)
+    for (long example = 0; example < examples; example++)
+        for (long head = 0; head < n->heads; head++)
+            none |= attend(&a, n, example, head, s);
+    return none;
+}
+
 /* All layers over the tokens of `examples` examples, by all threads of a parallel region. */
-static int encode(const Layer *layers, long count, const Sizes *n, Buffers *m, long examples, float *x,
+static int encode(const Layer *layers, long count, const Sizes *n, const Plan *plan, long examples, float *x,
                   const float *mask, Scratch *s)
 {
-    long tokens = examples * n->length, bits = n->bits;
-    int none = 0, attention = n->kernel == TILES_KERNEL ? TILES_KERNEL : BYTES_KERNEL;
-    for (long i = 0; i < count; i++) {
-        const Layer *layer = layers + i;
-        const Linear *three[3] = {&layer->project[0], &layer->project[1], &layer->project[2]};
-        none |= rows_between(i ? &layer[-1].second_norm : NULL, three, 3, n, m, tokens, x);
-        for (int j = 0; j < 3; j++) {
-            Product p = make_product(three[j], n, tokens, m->input[j], n->width, n->width, 0);
-            p.set = make_set(layer->after[j].alpha, layer->after[j].beta, (int)bits, 1, j ? 0 : offset_for(attention));
-            p.codes = m->project[j];
-            p.stride = m->stride;
-            none |= run_planes(&p, &m->planes, n, s);
-        }
-#pragma omp for schedule(static) collapse(2)
-        for (long example = 0; example < examples; example++)
-            for (long head = 0; head < n->heads; head++)
-                none |= attend(layer, n, m, example, head, mask, s);
-        Product out = make_product(&layer->out, n, tokens, m->context, n->width, n->width, 0);
+    long tokens = examples * n->length;
+    int none = 0;
+    for (const Layer *layer = layers; layer < layers + count; layer++) {
+        none |= rows_between(layer > layers ? &layer[-1].second_norm : NULL, layer->project, 3, n, plan, tokens, x);
+        none |= self_attention(layer, n, plan, examples, mask, s);
+        Product out = make_product(&layer->out, n, tokens, &plan->context, n->width, n->width);
         out.residual = x;
-        out.y = m->y;
-        none |= run_planes(&out, &m->planes, n, s);
-        const Linear *next[1] = {&layer->first};
-        none |= rows_between(&layer->out_norm, next, 1, n, m, tokens, x);
-        Product first = make_product(&layer->first, n, tokens, m->input[0], n->width, n->inner, 0);
+        out.y = plan->y;
+        none |= run_product(&out, plan, n, s);
+        none |= rows_between(&layer->out_norm, &layer->first, 1, n, plan, tokens, x);
+        Product first = make_product(&layer->first, n, tokens, &plan->input[0], n->width, n->inner);
         first.relu = 1;
-        first.set = make_set(layer->second.alpha, layer->second.beta, (int)bits, 0, 0);
-        first.codes = m->inner;
-        first.stride = m->inner_stride;
-        none |= run_planes(&first, &m->planes, n, s);
-        Product second = make_product(&layer->second, n, tokens, m->inner, n->inner, n->width, 1);
+        first.set = set_of(layer->second.alpha, layer->second.beta, n, 0, (int)n->kernel);
+        first.out = plan->inner;
+        none |= run_product(&first, plan, n, s);
+        Product second = make_product(&layer->second, n, tokens, &plan->inner, n->inner, n->width);
         second.residual = x;
-        second.y = m->y;
-        none |= run_planes(&second, &m->planes, n, s);
+        second.y = plan->y;
+        none |= run_product(&second, plan, n, s);
     }
     if (count)
-        rows_between(&layers[count - 1].second_norm, NULL, 0, n, m, tokens, x);
+        rows_between(&layers[count - 1].second_norm, NULL, 0, n, plan, tokens, x);
     return none;
 }
 
@@ -491,47 +316,6 @@ static void end(const Sizes *n, const State *before)
     (void)n, (void)before;
 }
 
-#define GROUP 512 /* tokens that go through all layers together: their codes stay in the second cache */
-
-/* Everything that a call needs: what its threads share, and their own. */
-typedef struct {
-    Buffers shared;
-    int8_t *codes; /* of a linear layer alone */
-    char *own;
-    size_t each, size;
-    long group;
-} Plan;
-
-static void own_scratch(const Plan *plan, const Sizes *n, int encoder, Arena *arena, Scratch *s)
-{
-    long widest = encoder && n->inner > n->width ? n->inner : n->width;
-    *arena = (Arena){plan->own ? plan->own + (size_t)thread_number() * plan->each : NULL, 0};
-    take_scratch(arena, s, encoder ? n->length : 1, encoder ? n->width / n->heads : 1, widest);
-}
-
-/* Lays the memory out; size alone if memory is NULL. */
-static Plan make_plan(const Sizes *n, int encoder, void *memory)
-{
-    Plan plan = {0};
-    Arena arena = {memory, 0}, own;
-    Scratch s;
-    if (encoder) {
-        plan.group = n->length && GROUP / n->length > 1 ? GROUP / n->length : 1;
-        plan.group = plan.group < n->batch ? plan.group : n->batch;
-        take_buffers(&arena, &plan.shared, n, plan.group * n->length);
-    } else {
-        plan.group = n->length < GROUP ? n->length : GROUP;
-        long rows = ceil_div(plan.group, LANES) * LANES;
-        plan.codes = take(&arena, (size_t)(rows * ceil_div(n->width, STEP) * STEP));
-        take_planes(&arena, &plan.shared.planes, rows, n->width, (int)n->bits);
-    }
-    own_scratch(&plan, n, encoder, &own, &s);
-    plan.each = own.used;
-    plan.size = arena.used + (size_t)n->threads * plan.each;
-    plan.own = memory ? (char *)memory + arena.used : NULL;
-    return plan;
-}
-
 /* Bytes that bitlab_encoder (or bitlab_linear) needs for these sizes; BAD_SIZES if they make no sense. */
 int64_t bitlab_room(const Sizes *n, int encoder) { return sane(n) ? (int64_t)make_plan(n, encoder, NULL).size : BAD_SIZES; }
 
@@ -545,22 +329,24 @@ int bitlab_encoder(const Layer *layers, long count, const Sizes *n, float *x, co
         return BAD_SIZES;
     if (!n->batch || !n->length)
         return DONE;
-    Plan plan = make_plan(n, 1, memory);
-    Buffers *m = &plan.shared;
-    memset(m->inner, 0, (size_t)(m->rows * m->inner_stride)); /* the padding of a row is the code 0 */
-    memset(m->context, offset_for((int)n->kernel), (size_t)(m->rows * m->stride));
+    const Plan plan = make_plan(n, 1, memory);
+    const Codes *context = &plan.context, *inner = &plan.inner; /* the padding of their rows is the code 0 */
+    long rows = rounded(plan.group * n->length, LANES);
+    memset(context->codes, offset_for((int)n->kernel), (size_t)(rows * context->width * STEP));
+    memset(inner->codes, 0, (size_t)(rows * inner->width * STEP));
+    for (long i = 0; i < plan.group * n->length; i++)
+        plan.place[i] = (int32_t)(i / n->length * rounded(n->length, TALL) + i % n->length);
     int none = 0;
 #pragma omp parallel num_threads((int)n->threads) if (n->threads > 1) reduction(| : none)
     {
-        Arena arena;
         Scratch mine;
         State before;
-        own_scratch(&plan, n, 1, &arena, &mine);
+        own_scratch(&plan, n, 1, &mine);
         begin(n, &before);
         for (long first = 0; first < n->batch; first += plan.group) {
             long examples = n->batch - first < plan.group ? n->batch - first : plan.group;
-            float *from = x + first * n->length * n->width;
-            none |= encode(layers, count, n, m, examples, from, mask ? mask + first * n->mask_example : NULL, &mine);
+            const float *masked = mask ? mask + first * n->mask_example : NULL;
+            none |= encode(layers, count, n, &plan, examples, x + first * n->length * n->width, masked, &mine);
         }
         end(n, &before);
     }
@@ -576,24 +362,23 @@ int bitlab_linear(const Linear *linear, const Sizes *n, int is_signed, const flo
     if (needed < 0 || room < needed)
         return BAD_SIZES;
     Plan plan = make_plan(n, 0, memory);
-    const Set set = make_set(linear->alpha, linear->beta, (int)n->bits, is_signed, offset_for((int)n->kernel));
-    long stride = ceil_div(n->width, STEP) * STEP;
+    plan.input[0].is_unsigned = !is_signed;
     int none = 0;
 #pragma omp parallel num_threads((int)n->threads) if (n->threads > 1) reduction(| : none)
     {
-        Arena arena;
         Scratch mine;
         State before;
-        own_scratch(&plan, n, 0, &arena, &mine);
+        own_scratch(&plan, n, 0, &mine);
         begin(n, &before);
+        const Set set = set_of(linear->alpha, linear->beta, n, is_signed, (int)n->kernel);
         for (long first = 0; first < n->length; first += plan.group) {
             long tokens = n->length - first < plan.group ? n->length - first : plan.group;
 #pragma omp for schedule(static)
             for (long r = 0; r < tokens; r++)
-                none |= row_codes(x + (first + r) * n->width, &set, n->width, plan.codes + r * stride, stride);
-            Product p = make_product(linear, n, tokens, plan.codes, n->width, n->inner, !is_signed);
+                none |= row_codes(x + (first + r) * n->width, &set, n->width, &plan.input[0], r);
+            Product p = make_product(linear, n, tokens, &plan.input[0], n->width, n->inner);
             p.y = y + first * n->inner;
-            none |= run_planes(&p, &plan.shared.planes, n, &mine);
+            none |= run_product(&p, &plan, n, &mine);
         }
         end(n, &before);
     }
@@ -611,8 +396,9 @@ int bitlab_rows(const int64_t *ids, long tokens, const uint8_t *table, const flo
             return BAD_SIZES;
         const uint8_t *row = table + ids[t] * bytes;
         float scale = scales[ids[t]], *y = out + t * width;
-        for (long i = 0; i < width; i++)
-            y[i] = row[i / 8] >> i % 8 & 1 ? scale : -scale;
+        for (long i = 0; i < width; i += 8)
+            for (long bit = 0; bit < 8 && i + bit < width; bit++)
+                y[i + bit] = row[i / 8] >> bit & 1 ? scale : -scale;
     }
     return DONE;
 }

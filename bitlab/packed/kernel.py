@@ -19,7 +19,7 @@ from bitlab.compiled import find_compiler
 from bitlab.errors import BitlabError
 
 SOURCE = Path(__file__).with_name("kernel.c")
-HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("floats", "bytes", "tiles", "bits"))
+HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("codes", "floats", "bytes", "tiles", "bits", "linear", "attention"))
 # No contraction: a multiply-add is one rounding only where the source says so. Nobody reads errno or traps.
 BASE_FLAGS = ("-std=gnu99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # Tried in order: Apple's clang may lack OpenMP (then one thread computes), an odd compiler may not know "native".

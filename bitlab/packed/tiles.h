@@ -43,43 +43,57 @@ static void tiles_end(const TileConfig *before)
         _tile_release();
 }
 
-static void multiply_tiles(const Rows *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+static inline void tiles_zero(void)
 {
-    const int8_t *x = a->codes + row * a->stride, *w = p->bytes;
-    int two = count > 16;
     BARRIER();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (long step = 0; step < a->steps; step++, x += STEP, w += STEP * LANES) {
-        _tile_loadd(4, x, a->stride);
-        _tile_loadd(6, w, 64);
-        _tile_loadd(7, w + 16 * 64, 64);
-        if (two)
-            _tile_loadd(5, x + 16 * a->stride, a->stride);
-        if (a->is_unsigned) {
-            _tile_dpbusd(0, 4, 6);
-            _tile_dpbusd(1, 4, 7);
-            if (two) {
-                _tile_dpbusd(2, 5, 6);
-                _tile_dpbusd(3, 5, 7);
-            }
-        } else {
-            _tile_dpbssd(0, 4, 6);
-            _tile_dpbssd(1, 4, 7);
-            if (two) {
-                _tile_dpbssd(2, 5, 6);
-                _tile_dpbssd(3, 5, 7);
-            }
+}
+
+/* One step of 16 or 32 rows. */
+static inline void tiles_step(const Codes *a, long row, int two, const Panel *p, long step)
+{
+    const int8_t *w = p->bytes + step * STEP * LANES;
+    _tile_loadd(4, codes_at(a, row, step), STEP);
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, w + 16 * 64, 64);
+    if (two)
+        _tile_loadd(5, codes_at(a, row + TALL, step), STEP);
+    if (a->is_unsigned) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        if (two) {
+            _tile_dpbusd(2, 5, 6);
+            _tile_dpbusd(3, 5, 7);
+        }
+    } else {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        if (two) {
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
         }
     }
+}
+
+static inline void tiles_store(int two, int32_t c[LANES][LANES])
+{
     _tile_stored(0, c[0], sizeof c[0]);
     _tile_stored(1, c[0] + 16, sizeof c[0]);
     if (two) {
-        _tile_stored(2, c[16], sizeof c[0]);
-        _tile_stored(3, c[16] + 16, sizeof c[0]);
+        _tile_stored(2, c[TALL], sizeof c[0]);
+        _tile_stored(3, c[TALL] + 16, sizeof c[0]);
     }
     BARRIER();
+}
+
+static void multiply_tiles(const Codes *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+{
+    tiles_zero();
+    for (long step = 0; step < p->steps; step++)
+        tiles_step(a, row, count > TALL, p, step);
+    tiles_store(count > TALL, c);
 }
 #endif
