@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,198 @@ def test_an_empty_batch(bits, backend):
     linear = BinaryLinear(5, 3, activation_bits=bits).eval()
     with backends.use(backend):
         assert PackedLinear(linear)(torch.empty(2, 0, 5)).shape == linear(torch.empty(2, 0, 5)).shape == (2, 0, 3)
+
+
+# ------------------------------------------------------------------------------------------ whatever it is given
+
+LOW = torch.finfo(torch.float32).min
+
+
+def outcome(model, **inputs):
+    """Its outputs, or the kind of error and what it says."""
+    try:
+        return outputs(model, **inputs)
+    except Exception as error:
+        return type(error), str(error)
+
+
+def same_outcome(packed, model, **inputs):
+    ours, theirs = outcome(packed, **inputs), outcome(model, **inputs)
+    if isinstance(theirs[0], torch.Tensor):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, atol=0, rtol=0, equal_nan=True)
+    else:
+        assert ours == theirs
+
+
+MASKS = {
+    "none": lambda n: None,
+    "2-D float": lambda n: torch.ones(3, n).tril(n - 3),
+    "2-D bool": lambda n: torch.ones(3, n).tril(n - 3).bool(),
+    "2-D int32, nothing": lambda n: torch.zeros(3, n, dtype=torch.int32),
+    "left padding": lambda n: torch.ones(3, n, dtype=torch.long).triu(1),
+    "4-D additive": lambda n: torch.zeros(3, 1, 1, n).index_fill(-1, torch.tensor([0, n - 1]), LOW),
+    "4-D causal": lambda n: torch.full((3, 1, n, n), LOW).triu(1),
+    "4-D, a row of nothing": lambda n: torch.zeros(3, 1, n, n).index_fill(2, torch.tensor([1]), LOW),
+    "4-D, infinite": lambda n: torch.zeros(3, 1, n, n).masked_fill(torch.eye(n) > 0, -torch.inf),
+    "4-D, all infinite": lambda n: torch.full((3, 1, n, n), -torch.inf),
+    "4-D, a head each": lambda n: torch.randn(3, 2, n, n),
+    "4-D, a query each": lambda n: torch.randn(1, 1, n, 1),
+    "4-D of one": lambda n: torch.full((1, 1, 1, 1), 0.5),
+    "4-D, shared": lambda n: torch.randn(1, 1, 1, n).expand(3, 1, n, n),
+    "4-D, keys apart": lambda n: torch.randn(3, 1, n, 2 * n)[..., ::2],
+    "4-D transposed": lambda n: torch.randn(3, 1, n, n).mT,
+    "4-D, weak": lambda n: torch.zeros(3, 1, 1, n).index_fill(-1, torch.tensor([2]), -5.0),
+    "4-D, all low": lambda n: torch.full((3, 1, 1, n), -65504.0),
+    "4-D bool": lambda n: torch.ones(3, 1, n, n).tril().bool(),
+    "4-D int": lambda n: torch.ones(3, 1, n, n).tril().long(),
+    "4-D half": lambda n: torch.zeros(3, 1, n, n).masked_fill(torch.eye(n) > 0, -65504.0).half(),
+    "4-D double": lambda n: torch.zeros(3, 1, n, n).double(),
+    "of another length": lambda n: torch.zeros(3, 1, n, n + 1),
+    "of another batch": lambda n: torch.zeros(2, 1, n, n),
+    "no number": lambda n: torch.full((3, 1, n, n), torch.nan),
+}
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4], ids="W1A{}".format)
+def pair(request):
+    model = binary(bits=request.param)
+    return pack(model), model
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks(name, pair):
+    torch.manual_seed(3)
+    for length in (9, 20):
+        mask = MASKS[name](length)
+        same_outcome(*pair, **batch(length=length) | {"attention_mask": mask})
+
+
+def test_a_mask_used_again_and_changed(pair):
+    """For more rows, for fewer, and after a change in place: what was derived from it is derived anew."""
+    packed, model = pair
+    mask = torch.zeros(1, 1, 1, 9)
+    for size in (1, 5, 2):
+        same_outcome(packed, model, **batch(size) | {"attention_mask": mask})
+    before = outputs(packed, **batch(2) | {"attention_mask": mask})
+    mask[..., 4:] = LOW
+    same_outcome(packed, model, **batch(2) | {"attention_mask": mask})
+    assert not torch.equal(before[0], outputs(packed, **batch(2) | {"attention_mask": mask})[0])
+
+
+def test_ids_of_any_type_and_none(pair):
+    ids = batch()["input_ids"]
+    for changed in (
+        *(ids.to(kind) for kind in (torch.int32, torch.int16, torch.uint8, torch.float32, torch.bool)),
+        *(ids.index_fill(1, torch.tensor([2]), value) for value in (-1, -WORDS, WORDS, 2**40)),
+        *(ids[:0], ids[:, :1], ids[:, :0], ids[:, ::2], ids.t().contiguous().t(), ids[0]),
+        torch.ones(2, 33, dtype=torch.long),  # longer than the positions
+    ):
+        same_outcome(*pair, input_ids=changed)
+
+
+def test_embeddings_that_are_no_numbers(pair):
+    for value, row in ((torch.nan, 1), (torch.inf, 2), (-torch.inf, 0)):
+        embeds = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(0))
+        embeds[row, 2, 5] = value
+        same_outcome(*pair, inputs_embeds=embeds)
+
+
+def test_any_change_of_any_tensor_is_seen(pair):
+    """Behind autograd's back, which no version number tells; the float model is changed alike where it has the same."""
+    packed, model = map(copy.deepcopy, pair)
+    theirs, before = model.state_dict(), outputs(packed, **batch(pad=2))
+    for name, tensor in packed.state_dict().items():
+        if tensor.dtype == torch.uint8 or name.endswith("weight_scale"):
+            tensor.data.bitwise_not_() if tensor.dtype == torch.uint8 else tensor.data.mul_(0.5)
+            changed = outputs(packed, **batch(pad=2))
+            equal(changed, outputs(copy.deepcopy(packed), **batch(pad=2)))
+            tensor.data.bitwise_not_() if tensor.dtype == torch.uint8 else tensor.data.mul_(2)
+        else:
+            for changed in (tensor, theirs[name]):
+                changed.data.mul_(1.25).add_(0.01)
+            same_outcome(packed, model, **batch(pad=2))
+    assert not torch.equal(before[0], outputs(packed, **batch(pad=2))[0])
+
+
+def test_loading_into_a_part(pair):
+    packed, other = (
+        copy.deepcopy(pair[0]),
+        pack(binary(bits=pair[0].config.quantization_config.activation_bits, seed=1)),
+    )
+    outputs(packed, **batch())
+    for name in ("layer.0.intermediate.dense", "layer.1.attention.self", "layer.1.output.LayerNorm"):
+        for assign in (False, True):
+            state = copy.deepcopy(other.bert.encoder.get_submodule(name).state_dict())
+            packed.bert.encoder.get_submodule(name).load_state_dict(state, assign=assign)
+            equal(outputs(packed, **batch()), outputs(copy.deepcopy(packed), **batch()))
+    for layer, theirs in zip(packed.bert.encoder.layer, other.bert.encoder.layer):
+        layer.intermediate.dense = theirs.intermediate.dense  # a module in another's place
+        equal(outputs(packed, **batch()), outputs(copy.deepcopy(packed), **batch()))
+    packed.load_state_dict(other.state_dict())
+    equal(outputs(packed, **batch()), outputs(other, **batch()))
+
+
+def test_a_tensor_that_the_kernel_cannot_read(pair):
+    packed, expected = copy.deepcopy(pair[0]), outputs(pair[0], **batch())
+    norm = packed.bert.encoder.layer[1].output.LayerNorm
+    norm.weight.data = norm.weight.repeat_interleave(2)[::2]  # not side by side
+    equal(outputs(packed, **batch()), expected)
+    norm.double()
+    with pytest.raises(RuntimeError):
+        packed(**batch())
+
+
+@pytest.mark.parametrize("names", [["intermediate.dense", "output.LayerNorm", "attention"], [""], ["output"]])
+def test_hooks_inside_fire(names, pair):
+    packed, seen = copy.deepcopy(pair[0]), []
+    expected = outputs(packed, **batch())
+    for name in names:
+        module = packed.bert.encoder.layer[1].get_submodule(name)
+        module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    equal(outputs(packed, **batch()), expected)
+    assert set(seen) == set(names)
+
+
+@pytest.mark.parametrize(("backend", "bits"), [("eager", 1), ("eager", 4), ("inductor", 1)])
+def test_compiled_by_torch(backend, bits):
+    """Heads of 26 channels; the kernel runs outside of the graph."""
+    if backend == "inductor" and not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
+    options = SIZES | {"hidden_size": 52, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    packed = pack(warm_up(binarize(BertForSequenceClassification(BertConfig(**options)).eval(), BitConfig(1, bits))))
+    expected = outputs(packed, **batch())
+    compiled = torch.compile(packed, backend=backend)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**batch()).logits, expected[0])
+    equal(outputs(packed, **batch()), expected)
+
+
+def test_export_is_refused_in_one_line(pair):
+    for strict in (True, False):
+        with pytest.raises(Exception, match="can't be exported: export the latent model"):
+            torch.export.export(pair[0], (batch()["input_ids"],), strict=strict)
+
+
+def test_from_eight_threads(pair):
+    packed, model = pair
+    inputs = [batch(1 + i % 3, 1 + i, pad=i // 8) for i in range(16)]
+    expected = [outputs(model, **each) for each in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(lambda each: outputs(packed, **each), inputs * 4), expected * 4):
+            equal(found, wanted)
+
+
+def test_pickled_into_another_process(tmp_path):
+    packed = pack(binary(bits=2))
+    torch.save((packed, batch(pad=2)), tmp_path / "model.pt")
+    script = "import sys, torch, bitlab.packed; model, inputs = torch.load(sys.argv[1], weights_only=False); "
+    script += "torch.save(model(**inputs).logits, sys.argv[2])"
+    paths = [str(tmp_path / name) for name in ("model.pt", "out.pt")]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, *paths], env=env, check=True, timeout=300)
+    equal([torch.load(paths[1])], outputs(packed, **batch(pad=2)))
 
 
 # ----------------------------------------------------------------------------------------------- other devices

@@ -298,9 +298,7 @@ def table(result: dict) -> str:
             lines += ["", f"{what} (best other: {row['best_other']})"]
         size = f"{row['bytes'] / 2**20:8.1f} MiB" if row["bytes"] else " " * 12
         low, high = row["against_best_spread"]
-        lines.append(
-            f"  {row['contender']:18} {row['seconds'] * 1e3:10.3f} ms {row['ratio']:7.2f} x {row['against_best']:7.2f} y"
-            f" ({low:.2f} to {high:.2f}) {size}"
-        )
+        times = f"{row['seconds'] * 1e3:10.3f} ms {row['ratio']:7.2f} x {row['against_best']:7.2f} y"
+        lines.append(f"  {row['contender']:18} {times} ({low:.2f} to {high:.2f}) {size}")
     note = "x: times faster than float32; y: than the best other, with quartiles; medians over rounds, times too"
     return "\n".join([*lines, "", note])

@@ -91,19 +91,18 @@ class Sources:
     pickles of a module start without.
     """
 
-    def __init__(self, layers: list[nn.Module]):
+    def __init__(self, layers: list[nn.Module], whole: bool = False):
         found = [parts(layer) for layer in layers]
         self.first, self.count = found[0], len(found)
         everything = [module for layer in layers for module in layer.modules()]
-        inner = [module for module in everything if module not in layers]
+        passed = [module for module in everything if whole or module not in layers]  # whose forward is not called
         children = [(module._modules, name) for module in everything for name in module._modules]
         sources = [source for part in found for source in part.sources()]
         self.places = [*children, *(source[:2] for source in sources)]
         self.children = [places[name] for places, name in children]
         self.expected = [source[2:] for source in sources]
         self.binarizers = [binarizer for part in found for binarizer in part.binarizers]
-        self.own_hooks = [hooks for layer in layers for hooks in (layer._forward_hooks, layer._forward_pre_hooks)]
-        self.inner_hooks = [hooks for m in inner for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self.hooks = [hooks for module in passed for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self.same = len({(part.first.out_features, part.heads, part.width, part.out_norm.eps) for part in found}) == 1
         self.seen: tuple[list, array] = [], array("Q")
 
@@ -116,15 +115,15 @@ class Sources:
         bits = {binarizer.bits for binarizer in self.binarizers}
         return bits.pop() if self.same and len(bits) == 1 and bits <= {1, 2, 4, 8} and not self.hooked() else None
 
-    def hooked(self, above: bool = False) -> bool:
-        """Whether a module inside (or a layer itself, seen from `above`) has a hook that is not transformers' own."""
-        dicts = self.inner_hooks + self.own_hooks if above else self.inner_hooks
-        return any(dicts) and any(
-            hook.__module__ != output_capturing.__name__ for hooks in dicts for hook in hooks.values()
+    def hooked(self) -> bool:
+        """Whether a module that is passed over has a hook, transformers' own excepted."""
+        return any(self.hooks) and any(
+            hook.__module__ != output_capturing.__name__ for hooks in self.hooks for hook in hooks.values()
         )
 
-    def pointers(self) -> array | None:
-        """Addresses of all tensors, in the order of the kernel's `Layer`; None if one is not as it should be."""
+    def pointers(self) -> tuple[array, list] | None:
+        """Addresses of all tensors, in the order of the kernel's `Layer`, and the tensors, to be held during a call;
+        None if one is not as it should be."""
         tensors = [places[name] for places, name in self.places[len(self.children) :]]
         found = array("Q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
         seen, where = self.seen
@@ -132,7 +131,7 @@ class Sources:
             if not all(t is None or fits(t, *expected) for t, expected in zip(tensors, self.expected)):
                 return None
             self.seen = tensors, found
-        return found
+        return found, tensors
 
     def __deepcopy__(self, memo):
         return None
@@ -143,17 +142,20 @@ class Sources:
 
 def run(sources: Sources, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     """(batch, length, width) -> the output of the last layer; None where the kernel does not apply."""
+    if not hidden.numel():
+        return None  # the float model may not take it
     kernel, bits = backends.compiled_for(hidden), sources.bits()
-    pointers = sources.pointers() if kernel and bits else None
+    found = sources.pointers() if kernel and bits else None
     first, (batch, length, width) = sources.first, hidden.shape
     mask = additive(mask, (batch, first.heads, length, length))
-    if pointers is None or mask is False or width != first.width:
+    if found is None or mask is False or width != first.width:
         return None
     x = hidden.detach().clone(memory_format=torch.contiguous_format)
     strides = (0, 0, 0) if mask is None else mask.stride()[:3]
     sizes = kernel.sizes(bits, batch * length, batch=batch, length=length, width=width, heads=first.heads)
     sizes.inner, sizes.scaling, sizes.eps = first.first.out_features, first.attention.scaling, first.out_norm.eps
     sizes.mask_example, sizes.mask_head, sizes.mask_query = strides
+    pointers, _tensors = found  # held, whatever another thread does to the model meanwhile
     return x if kernel.encoder(pointers.buffer_info()[0], sources.count, sizes, x, mask) else None
 
 
@@ -209,7 +211,7 @@ class FusedEncoder(Fused):
 
     def _sources(self) -> Sources | None:
         layers = list(self.layer)
-        return Sources(layers) if layers and all(map(is_fusable, layers)) else None
+        return Sources(layers, whole=True) if layers and all(map(is_fusable, layers)) else None
 
     def _output(self, hidden: Tensor):
         kind = BaseModelOutput if hasattr(self, "n_layers") else BaseModelOutputWithPastAndCrossAttentions
@@ -228,8 +230,8 @@ def fuse(model: nn.Module) -> None:
         if is_fusable(module):
             module.__class__ = _fused(FusedLayer, type(module))
     for module in list(model.modules()):
-        layers = list(getattr(module, "layer", None) or ()) if hasattr(module, "layer") else []
-        if layers and isinstance(module.layer, nn.ModuleList) and all(isinstance(x, FusedLayer) for x in layers):
+        layers = getattr(module, "layer", None)
+        if isinstance(layers, nn.ModuleList) and len(layers) and all(isinstance(x, FusedLayer) for x in layers):
             module.__class__ = _fused(FusedEncoder, type(module))
 
 
