@@ -305,7 +305,7 @@ def _bench_packed(settings) -> tuple[dict, Callable]:
 
     chosen = {"layers": settings.layers, "rounds": settings.rounds, "batches": settings.batch or None}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    return bench(length=settings.length, threads=settings.threads, **chosen), table
+    return bench(length=settings.length, threads=settings.threads, shape=settings.shape, **chosen), table
 
 
 def _bench_train(settings) -> tuple[dict, Callable]:

@@ -32,6 +32,7 @@ class BenchSettings:
         at_most=10**6,
     )
     threads: int = option(1, "of torch and of the kernel", at_least=1, at_most=1024)
+    shape: str = option("base", "packed: of the encoder", choices=("base", "minilm"))
     growth: bool = option(False, "train: how the step's time grows with length, batch and layers")
     tasks: str | None = option(None, "train: real tokens a second on the GLUE files in this folder", path=True)
 
