@@ -193,21 +193,25 @@ def _augment(options: argparse.Namespace) -> int:
 
 
 def _pack_options(parser: argparse.ArgumentParser) -> None:
-    with loading():
-        from bitlab.packed.commands import add_pack_arguments
-
-    add_pack_arguments(parser)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="folder of a trained binary model")
+    add("out", metavar="OUT", help="folder for the packed model")
+    _add_json(parser)
 
 
 def _pack(options: argparse.Namespace) -> int:
     with loading():
         from bitlab import packed, rivals  # noqa: F401
-        from bitlab.files import quiet
-        from bitlab.packed.commands import pack_command
+        from bitlab.packed.checkpoint import pack_folder
 
-    options.checkpoint, options.out = expanded(options.checkpoint), expanded(options.out)
-    with quiet():
-        return pack_command(options)
+    result = pack_folder(expanded(options.checkpoint), expanded(options.out))
+    how = "runs from codes to codes (fused)" if result["fused"] else "packed weights, layers not fused"
+    said = (
+        f"{result['precision']}: {result['bytes'] / 2**20:.2f} MiB, {result['times_smaller']} times smaller than "
+        f"the float model's {result['float_bytes'] / 2**20:.1f}; {how}"
+    )
+    print(json.dumps(result) if options.json else said)
+    return 0
 
 
 def _predict_options(parser: argparse.ArgumentParser) -> None:
