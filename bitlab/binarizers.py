@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bitlab.compiled import compiled
+from bitlab.compiled import at_least, at_most, compiled
 from bitlab.config import ACTIVATION_BITS
 from bitlab.errors import BitlabError
 
@@ -20,7 +20,7 @@ SMALLEST_ALPHA = 1e-5
 
 def sign(x: Tensor) -> Tensor:
     """+1 where x >= 0, else -1: a bit has no third level, so sign(0) = +1. Shaped and typed like x, no gradient."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    return 2 * at_least(x, 0) - 1
 
 
 def levels(bits: int, signed: bool) -> tuple[int, int]:
@@ -127,13 +127,13 @@ def codes_backward(
     a = alpha.clamp_min(SMALLEST_ALPHA)
     grad = grad_codes / a
     q = (x if beta is None else x - beta) / a
-    inside = (q >= bottom) & (q <= top)
+    inside = at_least(q, bottom) * at_most(q, top)
     if signed and bits == 1:
         slope = sign(q)
     else:
-        slope = torch.clamp(torch.round(q), bottom, top) - torch.where(inside, q, 0)
+        slope = torch.clamp(torch.round(q), bottom, top) - inside * q
     grad_alpha = (grad * slope).sum().view(alpha.shape) / (x.numel() * top) ** 0.5
-    grad_x = torch.where(inside, grad, 0)
+    grad_x = inside * grad
     return grad_x, grad_alpha, None if beta is None else -grad_x.sum(0)
 
 
