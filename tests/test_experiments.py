@@ -354,18 +354,17 @@ def test_killed_at_five_points(tmp_path, glue):
         assert same(weights(tmp_path / "unbroken", precision), weights(tmp_path / "killed", precision))
 
 
-def damaged(name):
-    """What may befall a checkpoint's file: it is lost, cut, or one byte is another."""
-    yield name, lambda path: path.unlink()
-    yield name, lambda path: path.write_bytes(path.read_bytes()[:-100])
-    yield name, lambda path: path.write_bytes(path.read_bytes()[:50] + b"?" + path.read_bytes()[51:])
-
-
+# What may befall a checkpoint's file: it is lost, cut, or one byte is another.
+DAMAGES = {
+    "lost": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "changed": lambda path: path.write_bytes(path.read_bytes()[:50] + b"?" + path.read_bytes()[51:]),
+}
 FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", stages.WHOLE]
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"), [random.Random(i).choice(list(damaged(name))) for i, name in enumerate(FILES)], ids=str
+    ("name", "damage"), [(name, random.Random(i).choice(list(DAMAGES))) for i, name in enumerate(FILES)]
 )
 def test_a_damaged_checkpoint_is_not_gone_on_with(unbroken, short, tmp_path, name, damage):
     """Training goes on from an older one, or from the start: the same weights in the end."""
@@ -375,7 +374,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_with(unbroken, short, tmp_path, nam
         with pytest.raises(Killed):
             go(tmp_path / "run", **short)
     for checkpoint in (tmp_path / "run" / "W1A1.training").glob("checkpoint-*"):
-        damage(checkpoint / name)
+        DAMAGES[damage](checkpoint / name)
     assert scores(go(tmp_path / "run", **short)) == scores(result)
     assert same(weights(folder), weights(tmp_path / "run"))
 
