@@ -13,6 +13,7 @@ from bitlab.products import code_product
 from bitlab.upstream import AttentionMaskInterface, eager_mask
 
 NAME = "bitlab"
+KNOW_BITS = {NAME}  # names of the attention functions that ask the binarizers
 
 
 def binary_attention(

@@ -158,7 +158,7 @@ def _set_attention(model: PreTrainedModel, encoder: Encoder) -> None:
 
 
 def _keeps_its_bits(module: nn.Module, inputs: tuple) -> None:
-    if upstream.attention_of(module.config) != attention.NAME:
+    if upstream.attention_of(module.config) not in attention.KNOW_BITS:
         raise BitlabError(
             f"the attention of a binary model was set to {upstream.attention_of(module.config)!r}, which knows no "
             f"bits: set it back with model.set_attn_implementation({attention.NAME!r})"

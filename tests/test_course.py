@@ -222,8 +222,9 @@ class TestExercise:
         with pytest.raises(NotImplementedError):
             entry.judge(stub)
 
-    def test_planted_wrong_answer_fails(self, entry):
-        assert "expected" in entry.judge(entry.wrong)
+    def test_planted_wrong_answers_fail(self, entry):
+        for wrong in entry.wrong:
+            assert "expected" in entry.judge(wrong)
 
 
 # The runner

@@ -17,6 +17,7 @@ SPINE = {
     "01": ("sign", "straight-through", "linear", "loop"),
     "02": ("sets", "best-scale"),
     "03": ("elastic", "binarizer"),
+    "04": ("attention",),
     "07": ("rescale", "driver"),
     "11": ("windows", "span-loss", "n-best"),
 }

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+FEW = 10  # lines of a tensor each
+
 
 def assert_equal(
     yours: Callable, bitlabs: Callable, *, tolerance: float = 0.0, title: str = "", **inputs: Tensor
@@ -12,8 +14,9 @@ def assert_equal(
     """Assert that two functions, or two layers, agree in values and in gradients; print a line for each tensor.
 
     Both are called on copies of the inputs, in the order in which these are named, and both get the same random
-    gradient from above. Compared are the output, the gradient of every float input, and those of the parameters that
-    both have under the same name. For instance::
+    gradient from above. Compared are the output (of a model the logits), the gradient of every float input, and those
+    of the parameters that both have under the same name; more than a handful of these are told in one line. For
+    instance::
 
         assert_equal(yours=my_elastic, bitlabs=elastic, x=x, alpha=alpha)
 
@@ -28,6 +31,7 @@ def assert_equal(
     """
     mine, theirs = _ran(yours, inputs), _ran(bitlabs, inputs)
     common = [name for name in theirs if name in mine]
+    short = len(common) > FEW
     for name in common:
         a, b = mine[name], theirs[name]
         assert a.shape == b.shape, f"{name}: yours is {tuple(a.shape)}, bitlab's {tuple(b.shape)}"
@@ -35,10 +39,12 @@ def assert_equal(
         difference = 0.0 if same else ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
         assert difference <= tolerance, f"{name}: yours and bitlab's differ by {difference:.1e} of the largest entry"
         verdict = "equal, bit for bit" if same else f"equal to within {tolerance:.0e}"
-        if not title:
+        if not title and (not short or name == "value"):
             print(f"{name:<22} {tuple(b.shape)!s:<18} {verdict}")
     if title:
         print(f"{title}: {', '.join(common)}: equal to within {tolerance:.0e}")
+    elif short:
+        print(f"{len(common) - 1} gradients: all equal {f'to within {tolerance:.0e}' if tolerance else 'bit for bit'}")
 
 
 def _ran(function: Callable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -47,7 +53,9 @@ def _ran(function: Callable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     learns = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
     for parameter in learns.values():
         parameter.grad = None
-    value = function(*given.values())
+    by_name = isinstance(function, nn.Module) and hasattr(function, "config")  # as transformers' models want it
+    value = function(**given) if by_name else function(*given.values())
+    value = getattr(value, "logits", value)
     if value.requires_grad:
         above = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
         value.backward(above)

@@ -1,17 +1,20 @@
 """What flows through a model: statistics of the tensors that its binarizers or linear layers are given."""
 
 import copy
+import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel, PrinterCallback, Trainer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from bitlab.attention import KNOW_BITS, binary_attention
 from bitlab.config import BitConfig
 from bitlab.convert import binarize
 from bitlab.errors import BitlabError
@@ -140,7 +143,7 @@ def attend(model: PreTrainedModel, function: Callable) -> PreTrainedModel:
     """Let a model's attention modules call `function(module, query, key, value, mask, scaling, **rest)`.
 
     Args:
-        model: a transformers encoder.
+        model: a transformers encoder, float or binary.
         function: query, key and value are (batch, heads, length, head_dim), the mask is additive (0.0 where there is
             nothing to mask). It returns the context, (batch, length, heads, head_dim), and what
             `output_attentions=True` shows.
@@ -159,11 +162,40 @@ def attend(model: PreTrainedModel, function: Callable) -> PreTrainedModel:
     _ATTENTION[name] = call  # kept, so that no other function gets this name
     AttentionInterface.register(name, call)
     AttentionMaskInterface.register(name, eager_mask)
+    KNOW_BITS.add(name)  # or a binary model would refuse to run on it: what it does with bits is the caller's
     model.set_attn_implementation(name)
     return model
 
 
 _ATTENTION: dict[str, Callable] = {}
+
+
+class AttentionCall(NamedTuple):
+    """What an attention module asks of its attention function: q, k, v are (batch, heads, tokens, head width)."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | float
+    scaling: float
+
+
+@torch.no_grad()
+def attention_calls(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[AttentionCall]:
+    """The calls of the attention function, one a layer, while a model (float or binary) reads a batch."""
+    calls, before = [], model.config._attn_implementation
+
+    def note(module, query, key, value, mask, scaling, **rest):
+        calls.append(AttentionCall(module, query, key, value, mask, scaling))
+        return binary_attention(module, query, key, value, mask, scaling, **rest)
+
+    attend(model, note)
+    try:
+        model(**inputs)
+    finally:
+        model.set_attn_implementation(before)
+    return calls
 
 
 @contextmanager
@@ -193,6 +225,33 @@ def follow(model: nn.Module, every: int = 1, **tensors: Tensor) -> Iterator[dict
         handle.remove()
         for name, tensor in tensors.items():
             seen[name] = torch.stack([*seen[name], tensor.detach().cpu().clone()])
+
+
+TENSORS = {  # kinds of tensor that a binary BERT makes one bit, by how their modules' names end
+    "nothing (ReLU for GELU)": r"(?!)",
+    "FFN-2 inputs": r"\.\d+\.output\.dense\.input_binarizer",
+    "out-projection inputs": r"attention\.output\.dense\.input_binarizer",
+    "word embedding": r"word_embeddings",
+    "FFN-1 inputs": r"intermediate\.dense\.input_binarizer",
+    "probabilities": r"probs_binarizer",
+    "linear weights": r"\b(query|key|value|dense)",
+    "queries, keys, values": r"(query|key|value)_binarizer",
+    "q, k, v projection inputs": r"(query|key|value)\.input_binarizer",
+}
+
+
+def one_kind(model: PreTrainedModel, kind: str) -> PreTrainedModel:
+    """A float BERT made binary in place, but of its tensors only one kind is at one bit, the rest at 32.
+
+    Args:
+        model: in float.
+        kind: a key of `TENSORS`.
+    """
+    binarize(model, BitConfig(weight_bits=32, activation_bits=32))
+    for name, module in model.base_model.named_modules():
+        if re.search(f"{TENSORS[kind]}$", name):
+            (module.set_bits if isinstance(module, Binarizer) else module.set_weight_bits)(1)
+    return model
 
 
 _SHORT = {
@@ -225,3 +284,18 @@ def table(seen: dict[str, list[Snapshot]]) -> str:
                 [name, f"{last.mean:.3f}", f"{last.std:.3f}", f"{last.positive:.1%}", f"{last.entropy:.3f}", alpha]
             )
     return "\n".join(aligned(rows))
+
+
+def training_losses(trainer: Trainer) -> list[float]:
+    """Train, and tell the loss of every step, unrounded."""
+    losses, step = [], trainer.training_step
+
+    def told(*arguments, **options):
+        loss = step(*arguments, **options)
+        losses.append(loss.item())
+        return loss
+
+    trainer.training_step = told
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return losses

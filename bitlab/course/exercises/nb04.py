@@ -1,16 +1,39 @@
 """Exercises of notebook 04, binary attention."""
 
+from types import SimpleNamespace
+
 import torch
+from torch import Tensor
 
+from bitlab.attention import binary_attention
 from bitlab.course.exercises.registry import exercise
+from bitlab.layers import ElasticBinarizer
 
 
-def _looks() -> list[tuple[torch.Tensor, torch.Tensor, float, float]]:
-    """(bits of one query's row, signs of the values, two scales): some keys, one key, no key."""
-    generator = torch.Generator().manual_seed(4)
-    values = 2.0 * torch.randint(0, 2, (5, 4), generator=generator) - 1
-    rows = ([1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.0] * 5)
-    return [(torch.tensor(row), values, 0.3, 1.8) for row in rows]
+def _calls() -> list[tuple]:
+    """(module, query, key, value, scaling) of two small attentions: as many as the notebook's functions take."""
+    return [_call(seed=4, heads=2, tokens=5, width=8), _call(seed=5, heads=1, tokens=3, width=4)]
+
+
+def _call(seed: int, heads: int, tokens: int, width: int) -> tuple:
+    generator = torch.Generator().manual_seed(seed)
+    module = SimpleNamespace(training=False, probs_binarizer=_resting(None, 0.5, signed=False))
+    for name in ("query", "key", "value"):
+        setattr(module, f"{name}_binarizer", _resting(heads * width, 0.8 + 0.3 * torch.rand((), generator=generator)))
+    q, k, v = (torch.randn(2, heads, tokens, width, generator=generator) for _ in range(3))
+    return module, q, k, v, width**-0.5
+
+
+def _resting(channels: int | None, alpha: float, signed: bool = True) -> ElasticBinarizer:
+    """A binarizer that learns no more."""
+    binarizer = ElasticBinarizer(channels, signed=signed).eval().requires_grad_(False)
+    binarizer.alpha.fill_(alpha)
+    binarizer.initialized.fill_(True)
+    return binarizer
+
+
+def _future(tokens: int) -> Tensor:
+    return torch.full((tokens, tokens), -torch.inf).triu(1)
 
 
 @exercise("04.1", "How many scores?", difficulty=1, minutes=3)
@@ -40,12 +63,26 @@ class ScoreOfBits:
         return (width - (q ^ k).bit_count()) * q_scale * k_scale / width**0.5
 
 
-@exercise("04.3", "Look without multiplying", difficulty=2, minutes=8)
-class Look:
-    cases = _looks
+@exercise("04.3", "No looking ahead", difficulty=2, minutes=8)
+class Causal:
+    cases = _calls
 
-    def reference(bits, values, p_scale, v_scale):
-        return values[bits.bool()].sum(0) * (p_scale * v_scale)
+    def reference(module, query, key, value, scaling):
+        return binary_attention(module, query, key, value, _future(query.shape[2]), scaling)[0]
 
-    def wrong(bits, values, p_scale, v_scale):  # bits need not sum to one: the rows are added, not averaged
-        return values[bits.bool()].mean(0) * (p_scale * v_scale)
+    def wrong(module, query, key, value, scaling):  # a mask that hides the past, and the token itself not
+        return binary_attention(module, query, key, value, _future(query.shape[2]).T, scaling)[0]
+
+
+@exercise("04.4", "A mean instead of a sum", difficulty=3, minutes=12)
+class Mean:
+    cases = _calls
+
+    def reference(module, query, key, value, scaling):
+        context, used = binary_attention(module, query, key, value, None, scaling)
+        ones = (used > 0).sum(-1).transpose(1, 2)[..., None]
+        return context / module.probs_binarizer.alpha / ones.clamp_min(1)
+
+    def wrong(module, query, key, value, scaling):  # alpha is still there, and a row without a one divides by zero
+        context, used = binary_attention(module, query, key, value, None, scaling)
+        return context / (used > 0).sum(-1).transpose(1, 2)[..., None]

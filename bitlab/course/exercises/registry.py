@@ -13,8 +13,10 @@
             return parameters / 8
 
 Optional: `tolerance` (relative and absolute, 1e-4 by default). An answer is compared with `reference` on every case,
-so results may be numbers, strings, tensors, arrays, or tuples, lists and dicts of them. The tests run reference, stub
-and wrong answer of every exercise.
+so results may be numbers, strings, tensors, arrays, or tuples, lists and dicts of them. Where there are many right
+answers (a model of one's own), `judge(answer)` takes the place of cases: it returns None, or "expected ..., got ...",
+and passes what the answer returned through `attempted`. `wrong` may be a list of mistakes. The tests run reference,
+stub and wrong answers of every exercise.
 """
 
 import importlib
@@ -42,22 +44,30 @@ class Exercise:
     difficulty: int
     minutes: int
     reference: Callable
-    wrong: Callable
+    wrong: list[Callable]
     cases: Callable
     tolerance: float
+    own_judge: Callable | None = None
 
     def judge(self, answer: Callable) -> str | None:
         """None if `answer` agrees with the reference on every case, else "expected ..., got ...";
         NotImplemented (returned or raised as NotImplementedError) passes through as NotImplementedError."""
+        if self.own_judge:
+            return self.own_judge(answer)
         for arguments in self.cases():
-            got = answer(*_copies(arguments))
-            if got is NotImplemented:
-                raise NotImplementedError(self.id)
+            got = attempted(answer(*_copies(arguments)))
             expected = self.reference(*_copies(arguments))
             if not agree(expected, got, self.tolerance):
                 called = ", ".join(_short(argument, 40) for argument in arguments)
                 return f"expected {_short(expected)}, got {_short(got)} for ({called})"
         return None
+
+
+def attempted(got):
+    """What an answer returned; NotImplementedError if that says that there is none yet."""
+    if got is NotImplemented:
+        raise NotImplementedError
+    return got
 
 
 def exercise(id: str, title: str, difficulty: int, minutes: int) -> Callable[[type], type]:
@@ -68,16 +78,17 @@ def exercise(id: str, title: str, difficulty: int, minutes: int) -> Callable[[ty
     def register(entry: type) -> type:
         if id in _REGISTRY and _REGISTRY[id].title != title:
             raise BitlabError(f"two exercises are called {id}: {_REGISTRY[id].title!r} and {title!r}")
-        cases = entry.cases
+        cases = getattr(entry, "cases", ())
         _REGISTRY[id] = Exercise(
             id=id,
             title=title,
             difficulty=difficulty,
             minutes=minutes,
             reference=entry.reference,
-            wrong=entry.wrong,
+            wrong=entry.wrong if isinstance(entry.wrong, list) else [entry.wrong],
             cases=cases if callable(cases) else lambda: cases,
             tolerance=getattr(entry, "tolerance", 1e-4),
+            own_judge=getattr(entry, "judge", None),
         )
         return entry
 
