@@ -18,6 +18,7 @@ SPINE = {
     "02": ("sets", "best-scale"),
     "03": ("elastic", "binarizer"),
     "04": ("attention",),
+    "05": ("embedding", "binarize", "bits"),
     "07": ("rescale", "driver"),
     "11": ("windows", "span-loss", "n-best"),
 }

@@ -1,17 +1,50 @@
-"""Exercises of notebook 05, binary BERT."""
+"""Exercises of notebook 05, binary BERT, and its capstone: an encoder of the reader's own."""
 
-from bitlab.course.exercises.registry import exercise
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedModel
+
+from bitlab.convert import BitConfig, binarize
+from bitlab.cost import summary
+from bitlab.course.exercises.registry import attempted, exercise
+from bitlab.layers import BinaryLinear, ElasticBinarizer
+
+VOCABULARY, LARGEST = 112, 2_000_000
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-@exercise("05.1", "The bits of a layer", difficulty=1, minutes=5)
+def _bert(**changes) -> BertForSequenceClassification:
+    """A small float BERT, always the same, without dropout."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2205)
+        return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **(SMALL | still | changes))).eval()
+
+
+def _batches(number: int = 60) -> list[dict[str, Tensor]]:
+    """Sentences of random tokens; the label is whether the first one has a high number."""
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(5, VOCABULARY, (number, 16, 8), generator=generator)
+    return [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": (i[:, 0] > 58).long()} for i in ids]
+
+
+def _binary_layers(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, BinaryLinear)}
+
+
+@exercise("05.1", "A scale for each output", difficulty=1, minutes=5)
 class LayerBits:
     cases = [(768, 768), (768, 3072), (3072, 768), (128, 256)]
 
     def reference(inputs, outputs):
-        return inputs * outputs + 32 * (outputs + inputs + 2)
+        return inputs * outputs + 32 * (outputs + outputs + inputs + 1)
 
-    def wrong(inputs, outputs):  # without what binarization adds
-        return inputs * outputs + 32 * outputs
+    def wrong(inputs, outputs):  # without the thresholds and the scale of the input
+        return inputs * outputs + 32 * (outputs + outputs)
 
 
 @exercise("05.2", "When attention begins to show", difficulty=2, minutes=8)
@@ -25,29 +58,181 @@ class AttentionShare:
         return length / (length + 12 * width)
 
 
-@exercise("05.3", "Which set?", difficulty=2, minutes=10)
-class WhichSet:
-    cases = [
-        (name,)
-        for name in (
-            "bert.encoder.layer.3.attention.self.key",
-            "bert.encoder.layer.0.attention.output.dense",
-            "bert.encoder.layer.11.output.dense",
-            "bert.encoder.layer.2.intermediate.dense",
-            "bert.encoder.layer.5.output.LayerNorm",
-            "bert.embeddings.position_embeddings",
-            "bert.pooler.dense",
-            "classifier",
-        )
-    ]
+@exercise("05.3", "Leave a part alone", difficulty=2, minutes=8)
+class LeaveAlone:
+    def judge(answer):
+        for skip in ("pooler", "layer.0", "attention.output"):
+            got = attempted(answer(_bert(), skip))
+            expected = _binary_layers(binarize(_bert(), BitConfig(modules_to_not_convert=[skip])))
+            if (found := _binary_layers(got)) != expected:
+                wrong = sorted(found ^ expected)[0]
+                return f"expected {len(expected)} binary layers without {skip!r}, got {len(found)}; see {wrong}"
+        return None
 
-    def reference(name):
-        if name.endswith("LayerNorm") or "embeddings" in name or name.startswith("classifier"):
-            return "float"
-        after_relu = name.endswith("output.dense") and not name.endswith("attention.output.dense")
-        return "unsigned" if after_relu else "signed"
+    def reference(model, skip):
+        return binarize(model, BitConfig(modules_to_not_convert=[skip]))
 
-    def wrong(name):  # attention's output looks like the feed-forward's
-        if name.endswith("LayerNorm") or "embeddings" in name or name.startswith("classifier"):
-            return "float"
-        return "unsigned" if name.endswith("output.dense") else "signed"
+    def wrong(model, skip):  # a name that *is* the word, not one that contains it
+        parts = [name for name, _ in model.named_modules() if name.split(".")[-1] == skip]
+        return binarize(model, BitConfig(modules_to_not_convert=parts))
+
+
+# Capstone 1
+
+
+@exercise("05.4", "Capstone 1: a float encoder of your own", difficulty=2, minutes=8)
+class OwnEncoder:
+    def judge(answer):
+        model = attempted(answer(VOCABULARY))
+        if not isinstance(model, PreTrainedModel):
+            return f"expected a model of transformers, got {type(model).__name__}"
+        if _binary_layers(model):
+            return "expected a model in full precision, got one that is binary already"
+        if (size := model.num_parameters()) > LARGEST:
+            return f"expected at most {LARGEST:,} parameters (it is to train in a minute), got {size:,}"
+        words = model.get_input_embeddings().num_embeddings
+        if words < VOCABULARY:
+            return f"expected a word vector for each of the {VOCABULARY} tokens, got {words}"
+        output = model.eval()(input_ids=torch.full((3, 7), VOCABULARY - 1))
+        shape = tuple(output.logits.shape) if "logits" in output else "no logits"
+        return None if shape == (3, 2) else f"expected logits of shape (3, 2) for three sentences, got {shape}"
+
+    def reference(vocabulary):
+        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **SMALL))
+
+    def no_head(vocabulary):
+        return BertModel(BertConfig(vocab_size=vocabulary, **SMALL))
+
+    def few_words(vocabulary):
+        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary // 2, **SMALL))
+
+    def three_answers(vocabulary):
+        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary, num_labels=3, **SMALL))
+
+    wrong = [no_head, few_words, three_answers]
+
+
+@exercise("05.5", "Capstone 1: its binary student", difficulty=2, minutes=6)
+class OwnStudent:
+    def judge(answer):
+        teacher = _bert().requires_grad_(False)
+        student = attempted(answer(teacher))
+        if _binary_layers(teacher):
+            return "expected the teacher to stay in full precision, got a binary one: copy it first"
+        if len(found := _binary_layers(student)) != 13:
+            return f"expected 13 binary layers, got {len(found)}"
+        latent = dict(student.named_parameters())
+        for name, weight in teacher.named_parameters():
+            if not torch.equal(latent[name], weight):
+                return f"expected the teacher's weights as latent weights, got others in {name}"
+            if latent[name].data_ptr() == weight.data_ptr():
+                return f"expected weights of the student's own, got the teacher's in {name}: it would learn along"
+            if not latent[name].requires_grad:
+                return f"expected weights that learn, got a frozen {name}: the teacher's are frozen, and a copy's too"
+        return None
+
+    def reference(teacher):
+        return binarize(copy.deepcopy(teacher).requires_grad_(True))
+
+    def in_place(teacher):
+        return binarize(teacher)
+
+    def frozen(teacher):
+        return binarize(copy.deepcopy(teacher))
+
+    def fresh(teacher):
+        return binarize(type(teacher)(teacher.config))
+
+    wrong = [in_place, frozen, fresh]
+
+
+@exercise("05.6", "Capstone 1: measure it", difficulty=2, minutes=10)
+class OwnMeasure:
+    def _arguments():
+        teacher, batches = _bert(), _batches(4)
+        student = binarize(copy.deepcopy(teacher)).train()
+        student(**batches[0])
+        return [(teacher.eval(), student.eval(), batches)]
+
+    cases = _arguments
+    tolerance = 1e-3
+
+    def reference(teacher, student, batches):
+        return {
+            "float": _accuracy(teacher, batches),
+            "binary": _accuracy(student, batches),
+            "smaller": summary(teacher).mib / summary(student).mib,
+        }
+
+    def floats_counted(teacher, student, batches):  # the latent weights are floats, but inference needs their signs
+        ratio = teacher.num_parameters() / student.num_parameters()
+        return OwnMeasure.reference(teacher, student, batches) | {"smaller": ratio}
+
+    def last_batch(teacher, student, batches):
+        return OwnMeasure.reference(teacher, student, batches[-1:])
+
+    wrong = [floats_counted, last_batch]
+
+
+def _accuracy(model: nn.Module, batches: list[dict[str, Tensor]]) -> float:
+    with torch.no_grad():
+        right = [(model(**batch).logits.argmax(-1) == batch["labels"]).float() for batch in batches]
+    return torch.cat(right).mean().item()
+
+
+@exercise("05.7", "Capstone 1: teach it", difficulty=3, minutes=20)
+class OwnTraining:
+    def judge(answer):
+        teacher, batches = _bert(), _batches()
+        student = binarize(copy.deepcopy(teacher).requires_grad_(True))
+        untaught = copy.deepcopy(student).train()
+        untaught(**batches[0])
+        before, weights = _distance(untaught, teacher, batches), copy.deepcopy(teacher.state_dict())
+        attempted(answer(student, teacher, batches))
+        if any(not torch.equal(weights[name], now) for name, now in teacher.state_dict().items()):
+            return "expected the teacher to stay as it was, got one that has learned along"
+        if not all(b.initialized for b in student.modules() if isinstance(b, ElasticBinarizer)):
+            return "expected alphas that have met a batch in training mode, got untouched ones: student.train()"
+        after = _distance(student, teacher, batches)
+        if after > 0.75 * before:
+            return f"expected a student nearer to its teacher than {0.75 * before:.3f}, got {after:.3f}"
+        return None
+
+    def reference(student, teacher, batches):
+        _taught(student.train(), batches, lambda batch: _logit_error(student, teacher, batch))
+
+    def evaluated(student, teacher, batches):  # in eval mode nothing starts the alphas
+        _taught(student.eval(), batches, lambda batch: _logit_error(student, teacher, batch))
+
+    def both(student, teacher, batches):
+        optimizer = torch.optim.Adam([*student.parameters(), *teacher.parameters()], lr=1e-3)
+        _taught(student.train(), batches, lambda batch: _logit_error(student, teacher, batch, True), optimizer)
+
+    def standing(student, teacher, batches):  # gradients, and no step
+        optimizer = torch.optim.Adam(student.parameters(), lr=0.0)
+        _taught(student.train(), batches, lambda batch: _logit_error(student, teacher, batch), optimizer)
+
+    wrong = [evaluated, both, standing]
+
+
+def _logit_error(student: nn.Module, teacher: nn.Module, batch: dict, learns: bool = False) -> Tensor:
+    with torch.set_grad_enabled(learns):
+        said = teacher(**batch).logits
+    return F.mse_loss(student(**batch).logits, said)
+
+
+def _taught(student: nn.Module, batches: list, loss: Callable, optimizer: torch.optim.Optimizer | None = None) -> None:
+    optimizer = optimizer or torch.optim.Adam(student.parameters(), lr=2e-3)
+    for batch in batches:
+        loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _distance(student: nn.Module, teacher: nn.Module, batches: list) -> float:
+    """Mean squared difference of the logits."""
+    training = student.training
+    found = sum(F.mse_loss(student.eval()(**b).logits, teacher(**b).logits).item() for b in batches) / len(batches)
+    student.train(training)
+    return found
