@@ -159,7 +159,7 @@ CROSS = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64") or s
 @pytest.mark.parametrize("flags", [[], ["-march=armv8.2-a+dotprod"]], ids=["neon", "dotprod"])
 def test_neon(flags, tmp_path):
     """Every entry point against plain arithmetic, on an emulated processor."""
-    drive(tmp_path, CROSS[0], ["-O2", *flags, "-static"], [CROSS[1]])
+    drive(tmp_path, CROSS[0], ["-O1", *flags, "-static"], [CROSS[1]])
 
 
 # ------------------------------------------------------------------------------------------------------ loader

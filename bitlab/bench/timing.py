@@ -22,30 +22,33 @@ def session(rounds: int, threads: int):
         yield
 
 
-def measure(contenders: dict[str, Callable], rounds: int, at_least: float = 0.0) -> dict[str, list[float]]:
+def measure(
+    contenders: dict[str, Callable], rounds: int, at_least: float = 0.0, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of one call, for each contender and round; short calls are repeated for `at_least` seconds.
 
     Each round runs every contender once, one after the other, so that a busy machine is busy for all of them alike.
-    The first two calls of each are not counted: they compile, allocate and initialise.
+    The first two calls of each are not counted: they compile, allocate and initialise. With `time.process_time` as the
+    clock, what other programs do meanwhile is left out (with one thread; several would be added up).
     """
     repeats = {}
     for name, call in contenders.items():
         call()
-        repeats[name] = max(1, round(at_least / _seconds(call, 1)))
+        repeats[name] = max(1, round(at_least / _seconds(call, 1, clock)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            times[name].append(_seconds(call, repeats[name]))
+            times[name].append(_seconds(call, repeats[name], clock))
     return times
 
 
-def _seconds(call: Callable, repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable, repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def ratio(times: list[float], baseline: list[float]) -> float:
