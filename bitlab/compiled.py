@@ -111,6 +111,17 @@ def _worth_it(x: torch.Tensor) -> bool:
 
 
 @contextmanager
+def worth_it_from(numbers: int):
+    """Compile for tensors of so many numbers and more while the block runs: long work pays for smaller ones, too."""
+    global WORTH_IT
+    before, WORTH_IT = WORTH_IT, numbers
+    try:
+        yield
+    finally:
+        WORTH_IT = before
+
+
+@contextmanager
 def matmul_precision(level: str):
     """Set how float32 products are computed ("highest", "high", "medium"), and set it back at the end.
 

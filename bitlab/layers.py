@@ -19,7 +19,7 @@ from bitlab.binarizers import (
     weight_forward,
 )
 from bitlab.errors import BitlabError
-from bitlab.products import code_product
+from bitlab.products import binary_linear, code_product, trains_on_int8
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
@@ -222,8 +222,11 @@ class BinaryLinear(nn.Linear):
         codes, scale = self.input_binarizer(x, codes=True)
         if self.weight_bits == 32:
             return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
-        signs, m = weight_codes(self.weight)
         rows = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
+        if trains_on_int8(rows, self.weight, self.input_binarizer.bits):
+            found = binary_linear(rows, scale, self.weight, self.bias)
+            return found.view(*codes.shape[:-1], self.out_features)
+        signs, m = weight_codes(self.weight)
         product = code_product(rows, signs.t(), self.input_binarizer.bits).view(*codes.shape[:-1], self.out_features)
         return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from bitlab.binarizers import weight_forward
+from bitlab.compiled import compiled
 from bitlab.upstream import int8_product
 
 ONEDNN = torch.backends.mkldnn.is_available()  # asked once: torch.compile can't trace the question
@@ -69,3 +71,59 @@ def int8_product_takes(a: Tensor, b: Tensor) -> bool:
     if a.is_cuda:
         return rows > 16 and not (width % 8 or out % 8)
     return a.device.type == "cpu" and ONEDNN and width > 1
+
+
+def trains_on_int8(codes: Tensor, weight: Tensor, bits: int) -> bool:
+    """Whether `binary_linear` is for these codes (n, in) and this latent weight (out, in)."""
+    learns = torch.is_grad_enabled() and (codes.requires_grad or weight.requires_grad)
+    return learns and bits <= 4 and not torch.compiler.is_exporting() and int8_product_takes(codes, weight.t())
+
+
+def binary_linear(codes: Tensor, scale: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`(scale m) (codes signs^T) + bias` with `signs, m` those of the latent weight: a binary layer in training.
+
+    It is `code_product` of the codes and the signs, with both scales and the bias after it, but goes over the weight
+    once on the way there and once on the way back. With G = scale m g in the autocast type the gradients are G signs of
+    the codes, G^T codes / m of the weight (straight through), and the sum of g of the bias.
+
+    Args:
+        codes: (n, in), integers of up to 4 bits in a float tensor, for which `trains_on_int8` holds.
+        scale: 0-d, detached.
+        weight: (out, in).
+        bias: (out,), or None.
+
+    Returns:
+        (n, out).
+    """
+    return _BinaryLinear.apply(codes, scale, weight, bias, _autocast_type(codes.device.type))
+
+
+class _BinaryLinear(Function):
+    @staticmethod
+    def forward(ctx, codes, scale, weight, bias, dtype):
+        short, (signs, m) = codes.to(torch.int8), short_signs(weight)
+        ctx.save_for_backward(short, signs, m, scale * m)
+        ctx.dtype, ctx.has_bias = dtype or codes.dtype, bias is not None
+        product = int8_product(short, signs.t()).to(weight.dtype)
+        return product * (scale * m) if bias is None else torch.addcmul(bias, product, scale * m)
+
+    @staticmethod
+    def backward(ctx, grad):
+        codes, signs, m, scale = ctx.saved_tensors
+        short = (grad * scale).to(ctx.dtype)
+        grad_codes = (short @ signs.to(ctx.dtype)).to(grad.dtype)
+        grad_weight = weight_gradient(short.t() @ codes.to(ctx.dtype), m)
+        return grad_codes, None, grad_weight, grad.sum(0) if ctx.has_bias else None, None
+
+
+@compiled
+def short_signs(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`weight_forward` with the signs as int8."""
+    signs, m = weight_forward.formula(weight)
+    return signs.to(torch.int8), m
+
+
+@compiled
+def weight_gradient(grad_signs: Tensor, m: Tensor) -> Tensor:
+    """The latent weight's gradient from that of its signs."""
+    return grad_signs.to(m.dtype) / m.clamp_min(torch.finfo(m.dtype).tiny)

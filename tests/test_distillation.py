@@ -17,12 +17,13 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PrinterCallback,
+    TrainerCallback,
     TrainingArguments,
     default_data_collator,
 )
 from transformers.modeling_outputs import ModelOutput
 
-from bitlab import BitConfig, binarize
+from bitlab import BitConfig, binarize, compiled
 from bitlab.data.sample import sample_tokenizer
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.losses import DistillationConfig, distillation_loss, masked_mse, soft_cross_entropy
@@ -699,6 +700,22 @@ def test_a_checkpoint_to_go_on_from_is_whole(tmp_path, lost):
     for given in (str(checkpoint), True):
         with pytest.raises(BitlabError, match=f"has no {lost}"):
             trainer(tmp_path, student(), tiny(), **options).train(given)
+
+
+def test_a_long_training_compiles_smaller_formulas(tmp_path):
+    """A short one, such as a lesson's, would spend more on compiling than it gains."""
+    seen, before = [], compiled.WORTH_IT
+    for steps in (2, 1000):
+        made = trainer(tmp_path, student(), tiny(), max_steps=steps)
+        made.model.register_forward_hook(lambda *_, made=made: seen.append(compiled.WORTH_IT))
+        made.add_callback(Stop())
+        made.train()
+    assert seen[0] == before == compiled.WORTH_IT > seen[-1]
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
 
 
 def test_several_teachers_are_averaged(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 
-from bitlab import BinaryEmbedding, BinaryLinear, BitlabError, ElasticBinarizer, binarize, set_precision
+from bitlab import BinaryEmbedding, BinaryLinear, BitlabError, ElasticBinarizer, binarize, layers, set_precision
 from bitlab.binarizers import binarize_weight, elastic, initial_alpha
 
 QUICK = settings(deadline=None, max_examples=25, derandomize=True, database=None)
@@ -292,3 +292,36 @@ def test_from_float_shares_the_table():
     embedding = nn.Embedding(5, 3, padding_idx=2)
     layer = BinaryEmbedding.from_float(embedding)
     assert layer.weight is embedding.weight and layer.padding_idx == 2 and layer.weight_bits == 1
+
+
+# ------------------------------------------------------------------------------------------- faster, and the same
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("short", [False, True])
+def test_a_layer_in_training_is_the_product_of_its_codes(bits, bias, short, monkeypatch):
+    """`binary_linear` against the same layer by `code_product`: values and every gradient, under autocast too."""
+    layer = BinaryLinear(24, 16, bias, activation_bits=bits).train()
+    x = torch.randn(3, 5, 24)
+    layer(x)  # starts alpha
+    found = []
+    for taken in (True, False):
+        if not taken:
+            monkeypatch.setattr(layers, "trains_on_int8", lambda *args: False)
+        inputs = x.clone().requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", enabled=short):
+            y = layer(inputs)
+        assert ("_BinaryLinear" in _graph(y.grad_fn)) is taken
+        (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        gradients = {name: p.grad for name, p in layer.named_parameters()} | {"x": inputs.grad}
+        found.append({"y": y.detach()} | {name: g for name, g in gradients.items() if g is not None})
+    assert found[0].keys() == found[1].keys() and "weight" in found[0]
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=1e-2 if short else 1e-5, atol=1e-2 if short else 1e-5)
+
+
+def _graph(node):
+    """The names of all functions behind a tensor."""
+    return "" if node is None else type(node).__name__ + "".join(_graph(n) for n, _ in node.next_functions)

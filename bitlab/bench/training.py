@@ -39,6 +39,7 @@ from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_outputs
+from bitlab.distillation.trainer import LONG
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments import environment
 from bitlab.experiments.environment import CPU
@@ -135,6 +136,7 @@ class Step:
         self.optimizer = self.trainer.create_optimizer()
         self.trainer.accelerator.prepare_model(self.model)
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train() would set
+        self.trainer.state.max_steps = LONG
 
     def _said_by(self, teacher) -> KeptOutputs:
         """As if the data set were one batch of the full length; a shorter batch looks up the first tokens."""

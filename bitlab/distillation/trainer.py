@@ -6,6 +6,7 @@ Source: BiT (Liu et al., 2022, arXiv 2205.13016), "Multi-distilled binary BERT".
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import get_last_checkpoint
 
+from bitlab import compiled
 from bitlab.config import DistillationConfig
 from bitlab.distillation.checks import RELEASED_EPSILON, check_apart, check_complete, check_settings
 from bitlab.distillation.losses import distillation_loss
@@ -33,6 +35,8 @@ from bitlab.distillation.teacher_outputs import (
 from bitlab.encoders import collect_attention, layers
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
+
+LONG, SMALL = 500, 2**16  # a training of so many steps pays for compiling formulas of so few numbers
 
 
 def _of_kept_heads(student: nn.Module, scores: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -154,7 +158,9 @@ class DistillationTrainer(Trainer):
         if self.args.world_size > 1:
             inputs = {"attention_mask": padding_mask(inputs), **inputs}  # from before the padding
             inputs = {name: self._as_long_as_the_others(name, value) for name, value in inputs.items()}
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        long = self.state.max_steps >= LONG
+        with compiled.worth_it_from(SMALL) if long else nullcontext():
+            loss = super().training_step(model, inputs, *args, **kwargs)
         if not loss.isfinite():
             raise BitlabError(
                 f"training has diverged, the loss of step {self.state.global_step + 1} is {loss.item()}: "
