@@ -19,6 +19,7 @@ SPINE = {
     "03": ("elastic", "binarizer"),
     "04": ("attention",),
     "05": ("embedding", "binarize", "bits"),
+    "06": ("loss", "groups", "loop"),
     "07": ("rescale", "driver"),
     "11": ("windows", "span-loss", "n-best"),
 }

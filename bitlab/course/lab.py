@@ -18,6 +18,7 @@ what needs a person.
 
 import gc
 import os
+import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,6 +122,14 @@ class Lab:
         title = None if headless() else "train"
         trained = train_stage(model, teachers, data.train, data.collate, settings, seed=seed, title=title, **options)
         return [entry for entry in trained.log if "loss" in entry]
+
+    def lessons(self, data, seed: int, steps: int, size: int = 16) -> list[dict]:
+        """Shuffled training examples without their labels: for each step a batch, on this lab's device."""
+        shuffle, rows = random.Random(seed), []
+        while len(rows) < steps * size:
+            rows += shuffle.sample(range(len(data.train)), len(data.train))
+        parts = (data.collate([data.train[i] for i in rows[at : at + size]]) for at in range(0, steps * size, size))
+        return [{name: x.to(self.device) for name, x in part.items() if name != "labels"} for part in parts]
 
     def stored(self, prefix: str) -> dict[str, dict[int, float]]:
         """Final scores in results/ of the runs whose name begins with `prefix`: the rest of the name -> seed -> score.

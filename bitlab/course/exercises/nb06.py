@@ -2,12 +2,27 @@
 
 import torch
 from torch.nn import functional as F
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from bitlab.config import DistillationConfig
 from bitlab.course.exercises.registry import exercise
+from bitlab.distillation.losses import distillation_loss
 
 
 def _logits(seed: int, *shape: int) -> torch.Tensor:
     return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _outputs() -> list[tuple]:
+    """(student, teacher, mask): outputs of two models with three hidden states, the later ones quieter."""
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+    student, teacher = (
+        SequenceClassifierOutput(
+            logits=_logits(seed, 3, 2), hidden_states=tuple(_logits(seed + i, 3, 4, 5) / 4**i for i in range(3))
+        )
+        for seed in (20, 30)
+    )
+    return [(student, teacher, mask)]
 
 
 @exercise("06.1", "The lowest loss", difficulty=1, minutes=5)
@@ -22,16 +37,15 @@ class LowestLoss:
         return torch.tensor(0.0)
 
 
-@exercise("06.2", "Real tokens only", difficulty=2, minutes=8)
-class RealTokens:
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
-    cases = [(_logits(2, 3, 4, 5), _logits(3, 3, 4, 5), mask), (_logits(4, 1, 4, 2), _logits(5, 1, 4, 2), mask[:1])]
+@exercise("06.2", "Bits that turned", difficulty=2, minutes=6)
+class Turned:
+    cases = [(_logits(2, 6, 8), _logits(3, 6, 8)), (_logits(4, 5, 4), _logits(4, 5, 4) + 3)]
 
-    def reference(student, teacher, mask):
-        return (student - teacher)[mask.bool()].square().mean()
+    def reference(before, after):
+        return ((before >= before.mean()) != (after >= after.mean())).float().mean()
 
-    def wrong(student, teacher, mask):  # the padding's error is gone, but it is still counted in the mean
-        return ((student - teacher).square() * mask[:, :, None]).mean()
+    def wrong(before, after):  # signs around zero: but bits are taken around the mean
+        return ((before >= 0) != (after >= 0)).float().mean()
 
 
 @exercise("06.3", "What the student is told", difficulty=2, minutes=10)
@@ -43,3 +57,17 @@ class Told:
 
     def wrong(student, teacher):  # of the sum over examples, not of their mean
         return F.softmax(student, -1) - F.softmax(teacher, -1)
+
+
+@exercise("06.4", "Every layer as loud as the others", difficulty=3, minutes=12)
+class Relative:
+    cases = _outputs
+
+    def reference(student, teacher, mask):
+        return sum(distillation_loss(student, teacher, mask, DistillationConfig(relative=True)).values())
+
+    def wrong(student, teacher, mask):  # the variance of all numbers together, not of each channel about its own mean
+        loss, real = distillation_loss(student, teacher, mask)["logits"], mask.bool()
+        for s, t in zip(student.hidden_states, teacher.hidden_states):
+            loss = loss + (s - t)[real].square().mean() / t[real].var(correction=0)
+        return loss
