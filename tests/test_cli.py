@@ -188,6 +188,8 @@ def test_ctrl_c_while_modules_load_is_one_line(tmp_path, module):
 SITE = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
+
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "{module}":
