@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from bitlab import BitConfig, binarize
+from bitlab.config import BitConfig
+from bitlab.convert import binarize
 from bitlab.cost import summary
 from bitlab.course.plots import COLORS, INK, bars
 
