@@ -187,7 +187,7 @@ def test_parts_and_kinds_sum_to_the_total():
 def test_errors():
     with pytest.raises(BitlabError, match="length is 0"):
         summary(tiny(), length=0)
-    with pytest.raises(BitlabError, match="GPT2Model has no attention modules"):
+    with pytest.raises(BitlabError, match="GPT2Model is not built as bitlab expects"):
         summary(GPT2Model(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)))
     with pytest.raises(AttributeError, match="nonsense"):
         summary(tiny()).nonsense  # noqa: B018
