@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_models import CONFIGS, HEADS, SIZES, WORDS, batch, binarizers, outputs, tiny, warm_up
+from tiny_models import CONFIGS, HEADS, SIZES, WORDS, batch, outputs, tiny, warm_up
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from bitlab import BinaryLinear, BitConfig, BitlabError, ElasticBinarizer, binarize, set_precision
+from bitlab import BitConfig, BitlabError, binarize, set_precision
 from bitlab.packed import backends, checkpoint, is_fused, load_packed, pack, save_packed
-from bitlab.packed.encoder import Fused, FusedLayer
+from bitlab.packed.encoder import FusedLayer
 from bitlab.packed.layers import PackedEmbedding, PackedLinear
 
 BACKENDS = backends.available()
@@ -92,18 +92,6 @@ def test_any_size(backend, heads, width, inner, size, length, data):
         equal(outputs(packed, **inputs), outputs(model, **inputs))
 
 
-def test_fused_and_general_path_agree():
-    packed = pack(binary())
-    inputs = batch(pad=3)
-    expected = outputs(packed, **inputs)
-    unfused = copy.deepcopy(packed)
-    for module in unfused.modules():
-        if isinstance(module, Fused):
-            module.__class__ = type(module).__bases__[1]
-    assert not is_fused(unfused)
-    equal(outputs(unfused, **inputs), expected)
-
-
 def test_hidden_states_attentions_and_scores():
     model = binary()
     packed, inputs = pack(model), batch(pad=2)
@@ -125,22 +113,6 @@ def test_hidden_states_attentions_and_scores():
         equal(triple, other)
 
 
-def test_a_mask_that_differs_between_queries():
-    model, inputs = binary(), batch()
-    causal = torch.ones(9, 9).tril().bool().expand(3, 1, 9, 9)
-    additive = torch.zeros(3, 1, 9, 9).masked_fill(~causal, torch.finfo(torch.float32).min)
-    inputs["attention_mask"] = additive
-    packed = pack(model)
-    equal(outputs(packed, **inputs), outputs(model, **inputs))
-    assert not torch.equal(outputs(packed, **inputs)[0], outputs(packed, **batch())[0])
-
-
-def test_nothing_but_padding():
-    model, inputs = binary(), batch()
-    inputs["attention_mask"][1] = 0
-    equal(outputs(pack(model), **inputs), outputs(model, **inputs))
-
-
 def test_independent_of_padding_batch_and_threads():
     packed, one = pack(binary("roberta")), batch(size=1, length=9)
     (alone,) = outputs(packed, **one)
@@ -155,60 +127,9 @@ def test_independent_of_padding_batch_and_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            equal(outputs(packed.base_model, **padded)[:1], [outputs(packed.base_model, **padded)[0]])
             equal([outputs(packed.base_model, **padded)[0][2, :9]], [hidden])
     finally:
         torch.set_num_threads(before)
-
-
-def test_deepcopy_and_training_mode():
-    packed, inputs = pack(binary()), batch()
-    expected = outputs(packed, **inputs)
-    twin = copy.deepcopy(packed)
-    equal(outputs(twin, **inputs), expected)
-    with torch.no_grad():
-        twin.bert.encoder.layer[0].output.dense.bias[::2] += 1
-    equal(outputs(packed, **inputs), expected)
-    assert not torch.equal(outputs(copy.deepcopy(twin), **inputs)[0], expected[0])
-    assert not any(parameter.requires_grad for parameter in packed.parameters())
-
-
-@pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
-def test_pickled(architecture, bits):
-    """By torch.save; what was prepared stays behind."""
-    packed, inputs, file = pack(binary(architecture, bits=bits)), batch(pad=2), io.BytesIO()
-    expected = outputs(packed, **inputs)
-    torch.save(packed, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    assert is_fused(loaded) == is_fused(packed) and list(map(type, loaded.modules())) == list(
-        map(type, packed.modules())
-    )
-    assert not any(module.__dict__.get("sources") for module in loaded.modules())
-    equal(outputs(loaded, **inputs), expected)
-
-
-@pytest.mark.parametrize("bits", [1, 2])
-def test_loading_other_weights_is_noticed(bits):
-    """By the model, or by one layer of it."""
-    packed, other, inputs = pack(binary(bits=bits)), pack(binary(bits=bits, seed=1)), batch()
-    before, expected = outputs(packed, **inputs), outputs(other, **inputs)
-    assert not torch.equal(before[0], expected[0])
-    packed.load_state_dict(other.state_dict())
-    equal(outputs(packed, **inputs), expected)
-    first, second = packed.bert.encoder.layer
-    first.load_state_dict(second.state_dict())
-    assert not torch.equal(outputs(packed, **inputs)[0], expected[0])
-    equal(outputs(packed, **inputs), outputs(copy.deepcopy(packed), **inputs))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bits", [1, 2])
-def test_an_empty_batch(bits, backend):
-    linear = BinaryLinear(5, 3, activation_bits=bits).eval()
-    with backends.use(backend):
-        assert PackedLinear(linear)(torch.empty(2, 0, 5)).shape == linear(torch.empty(2, 0, 5)).shape == (2, 0, 3)
 
 
 # ------------------------------------------------------------------------------------------ whatever it is given
@@ -362,16 +283,14 @@ def test_hooks_inside_fire(names, pair):
     assert set(seen) == set(names)
 
 
-@pytest.mark.parametrize(("backend", "bits"), [("eager", 1), ("eager", 4), ("inductor", 1)])
-def test_compiled_by_torch(backend, bits):
+@pytest.mark.parametrize("bits", [1, 4])
+def test_compiled_by_torch(bits):
     """Heads of 26 channels; the kernel runs outside of the graph."""
-    if backend == "inductor" and not shutil.which("g++"):
-        pytest.skip("no C++ compiler")
     options = SIZES | {"hidden_size": 52, "num_hidden_layers": 1}
     torch.manual_seed(0)
     packed = pack(warm_up(binarize(BertForSequenceClassification(BertConfig(**options)).eval(), BitConfig(1, bits))))
     expected = outputs(packed, **batch())
-    compiled = torch.compile(packed, backend=backend)
+    compiled = torch.compile(packed, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(**batch()).logits, expected[0])
     equal(outputs(packed, **batch()), expected)
@@ -392,15 +311,20 @@ def test_from_eight_threads(pair):
             equal(found, wanted)
 
 
-def test_pickled_into_another_process(tmp_path):
-    packed = pack(binary(bits=2))
-    torch.save((packed, batch(pad=2)), tmp_path / "model.pt")
-    script = "import sys, torch, bitlab.packed; model, inputs = torch.load(sys.argv[1], weights_only=False); "
-    script += "torch.save(model(**inputs).logits, sys.argv[2])"
-    paths = [str(tmp_path / name) for name in ("model.pt", "out.pt")]
+def test_pickled(tmp_path):
+    """By torch.save, here and into another process; what was prepared stays behind."""
+    models = [pack(binary("bert", bits=2)), pack(binary("distilbert"))]
+    expected = [outputs(packed, **batch(pad=2)) for packed in models]
+    torch.save((models, batch(pad=2)), tmp_path / "models.pt")
+    for packed, loaded in zip(models, torch.load(tmp_path / "models.pt", weights_only=False)[0], strict=True):
+        assert list(map(type, loaded.modules())) == list(map(type, packed.modules()))
+        assert not any(module.__dict__.get("sources") for module in loaded.modules())
+    script = "import sys, torch, bitlab.packed; models, inputs = torch.load(sys.argv[1], weights_only=False); "
+    script += "torch.save([model(**inputs).logits for model in models], sys.argv[2])"
+    paths = [str(tmp_path / name) for name in ("models.pt", "out.pt")]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run([sys.executable, "-W", "ignore", "-c", script, *paths], env=env, check=True, timeout=300)
-    equal([torch.load(paths[1])], outputs(packed, **batch(pad=2)))
+    equal(torch.load(paths[1]), [first for first, *_ in expected])
 
 
 # ----------------------------------------------------------------------------------------------- other devices
@@ -550,7 +474,7 @@ def test_a_packed_model_never_goes_back_into_training():
         set_precision(packed, "W1A2")
     with pytest.raises(BitlabError, match="binary already"):
         binarize(packed)
-    assert not packed.hf_quantizer.is_trainable
+    assert not packed.hf_quantizer.is_trainable and not any(p.requires_grad for p in packed.parameters())
 
 
 def test_latent_and_packed_are_told_apart(tmp_path, folder):
@@ -580,64 +504,69 @@ def rewrite(path, change, **notes):
     save_file(tensors, path, fresh | notes)
 
 
-def test_rewriting_alone_does_no_damage(folder, tmp_path):
-    target, path = damage(folder, tmp_path)
-    rewrite(path, lambda tensors: None)
-    load_packed(target)
+def tensors(change, **notes):
+    return lambda target: rewrite(target / "model.safetensors", change, **notes)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_scales_that_are_no_numbers(folder, tmp_path, value):
-    target, path = damage(folder, tmp_path)
-    name = "bert.encoder.layer.0.output.dense.weight_scale"
-    rewrite(path, lambda tensors: tensors[name].fill_(value))
-    for load in (load_packed, HEADS["sequence"].from_pretrained):
-        with pytest.raises(BitlabError, match=f"'{name}'.*not finite"):
-            load(target)
+def edit(**entries):
+    def changed(target):
+        path = target / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return changed
 
 
-def test_wrong_shapes_and_missing_tensors(folder, tmp_path):
-    name = "bert.encoder.layer.0.output.dense.weight"
-    for change, message in (
-        (lambda t: t.update({name: t[name][:, :-1].contiguous()}), "should be"),
-        (lambda t: t.update({name: t[name].float()}), "should be"),
-        (lambda t: t.pop(name), f"has no .*{name.removeprefix('bert.')}"),
-    ):
-        target, path = damage(folder, tmp_path)
-        rewrite(path, change)
-        with pytest.raises(BitlabError, match=message):
-            load_packed(target)
+def header(change):
+    """The file's header changed as text, its length corrected."""
+
+    def changed(target):
+        path = target / "model.safetensors"
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        text = change(data[8 : 8 + length])
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    return changed
 
 
-def test_newer_version(folder, tmp_path):
-    target, path = damage(folder, tmp_path)
-    rewrite(path, lambda tensors: None, bitlab_format="2")
-    with pytest.raises(BitlabError, match="newer than this bitlab reads"):
-        load_packed(target)
-    target, path = damage(folder, tmp_path, "config.json")
+def newer(target):
+    path = target / "config.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(BitlabError, match=r"format version 2.*update bitlab"):
-        load_packed(target)
 
 
-EDITS = [
-    {"is_decoder": True, "add_cross_attention": True},
-    {"id2label": {"0": "LABEL_2", "1": "LABEL_1", "2": "LABEL_0"}},
-    {"architectures": ["BertForTokenClassification"]},
-    {"num_attention_heads": 4},
-    {"problem_type": "regression"},
-    {"classifier_dropout": 0.5},
-    {"chunk_size_feed_forward": 3},
-]
+WEIGHT = "bert.encoder.layer.0.output.dense.weight"
+DAMAGES = {
+    "no scale": (tensors(lambda t: t[f"{WEIGHT}_scale"].fill_(math.nan)), f"'{WEIGHT}_scale'.*not finite"),
+    "endless scale": (tensors(lambda t: t[f"{WEIGHT}_scale"].fill_(math.inf)), f"'{WEIGHT}_scale'.*not finite"),
+    "narrow": (tensors(lambda t: t.update({WEIGHT: t[WEIGHT][:, :-1].contiguous()})), "should be"),
+    "float": (tensors(lambda t: t.update({WEIGHT: t[WEIGHT].float()})), "should be"),
+    "missing": (tensors(lambda t: t.pop(WEIGHT)), "has no .*encoder.layer.0.output.dense.weight"),
+    "newer file": (tensors(lambda t: None, bitlab_format="2"), "newer than this bitlab reads"),
+    "newer config": (newer, r"format version 2.*update bitlab"),
+    "decoder": (edit(is_decoder=True, add_cross_attention=True), "does not belong"),
+    "swapped": (edit(id2label={"0": "LABEL_2", "1": "LABEL_1", "2": "LABEL_0"}), "does not belong"),
+    "class": (edit(architectures=["BertForTokenClassification"]), "does not belong"),
+    "heads": (edit(num_attention_heads=4), "does not belong"),
+    "problem": (edit(problem_type="regression"), "does not belong"),
+    "NaN in the header": (
+        header(lambda text: text.replace(b'"data_offsets":[0', b'"data_offsets":[NaN', 1)),
+        "damaged",
+    ),
+    "mark before the header": (header(lambda text: b"\xef\xbb\xbf" + text), "damaged"),
+    "UTF-16": (header(lambda text: text.decode().encode("utf-16")), "damaged"),
+    "type in the header": (header(lambda text: text.replace(b"F32", b"F64", 1)), "damaged"),
+    "a list": (header(lambda text: b"[]"), "damaged"),
+}
 
 
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: next(iter(edit)))
-def test_whatever_is_edited_in_config_json_is_found(folder, tmp_path, edit):
-    target, path = damage(folder, tmp_path, "config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damages_by_hand(name, folder, tmp_path):
+    (change, says), (target, _) = DAMAGES[name], damage(folder, tmp_path)
+    change(target)
     for load in (load_packed, HEADS["sequence"].from_pretrained):
-        with pytest.raises(BitlabError, match="does not belong"):
+        with pytest.raises(BitlabError, match=says) as error:
             load(target)
+        assert "\n" not in str(error.value)
 
 
 def test_older_files_know_the_settings_that_they_were_written_with(tmp_path):
@@ -650,36 +579,6 @@ def test_older_files_know_the_settings_that_they_were_written_with(tmp_path):
         path.write_text(path.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
         with pytest.raises(BitlabError, match="does not belong"):
             load_packed(tmp_path / name)
-
-
-def header(change):
-    """A file whose header is changed as text, its length corrected."""
-
-    def changed(data):
-        length = int.from_bytes(data[:8], "little")
-        text = change(data[8 : 8 + length])
-        return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-    return changed
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        header(lambda text: text.replace(b'"data_offsets":[0', b'"data_offsets":[NaN', 1)),
-        header(lambda text: b"\xef\xbb\xbf" + text),
-        header(lambda text: text.decode().encode("utf-16")),
-        header(lambda text: text.replace(b"F32", b"F64", 1)),
-        header(lambda text: b"[]"),
-        lambda data: b"PK" + data[2:],
-    ],
-)
-def test_headers_that_make_no_sense(folder, tmp_path, change):
-    target, path = damage(folder, tmp_path)
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(BitlabError) as error:
-        load_packed(target)
-    assert "\n" not in str(error.value) and "damaged" in str(error.value)
 
 
 class Own(BertForSequenceClassification):
@@ -760,7 +659,7 @@ def corrupt(data: bytes, chance: random.Random) -> bytes:
 def test_corruptions_are_each_one_clear_error(folder, tmp_path):
     target, path = damage(folder, tmp_path)
     whole, chance = path.read_bytes(), random.Random(0)
-    for number in range(120):
+    for number in range(60):
         broken = corrupt(whole, chance)
         assert broken != whole
         path.write_bytes(broken)
@@ -774,7 +673,7 @@ def test_damaged_config_is_an_error_or_changes_nothing(folder, tmp_path):
     whole, chance = path.read_bytes(), random.Random(1)
     expected = outputs(load_packed(folder), **batch())
     errors = 0
-    for _ in range(40):
+    for _ in range(20):
         path.write_bytes(corrupt(whole, chance))
         try:
             loaded = load_packed(target)
@@ -782,7 +681,7 @@ def test_damaged_config_is_an_error_or_changes_nothing(folder, tmp_path):
             errors += 1
         else:
             equal(outputs(loaded, **batch()), expected)
-    assert errors > 20
+    assert errors > 10
 
 
 # ------------------------------------------------------------------------------------------- BERT-base, measured
@@ -850,9 +749,3 @@ def test_bert_base_on_disk_and_in_memory(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert 15 < float(done.stdout.split()[-1]) < 250
-
-
-def test_words_and_binarizers_are_those_of_the_helpers():
-    model = pack(binary())
-    assert len(binarizers(model)) == 21 and model.get_input_embeddings().num_embeddings == WORDS
-    assert all(isinstance(module, ElasticBinarizer) and module.initialized for module in binarizers(model).values())
