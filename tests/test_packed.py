@@ -632,9 +632,16 @@ def test_only_a_packed_model_is_written_over(folder, tmp_path):
     with pytest.raises(BitlabError, match=r"holds other files \(thesis\.tex\)"):
         save_packed(binary(), target)
     (target / "thesis.tex").unlink()
-    (target / "config.json").unlink()  # somebody's weights
-    with pytest.raises(BitlabError, match="holds another model"):
-        save_packed(binary(), target)
+    config = json.loads((target / "config.json").read_text())
+    latent = json.dumps(config | {"quantization_config": {"quant_method": "bitlab"}})
+    for content in (latent, "{", "[]", "{}", '{"quantization_config": null}', None):  # somebody's weights
+        (target / "config.json").write_text(content or "")
+        if content is None:
+            (target / "config.json").unlink()
+        before = {file.name: file.read_bytes() for file in target.iterdir()}
+        with pytest.raises(BitlabError, match="holds another model"):
+            save_packed(binary(), target)
+        assert {file.name: file.read_bytes() for file in target.iterdir()} == before
 
 
 def corrupt(data: bytes, chance: random.Random) -> bytes:
