@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # an ASCII terminal shows "?" for a dot in the middle
     try:
         with loading():
-            options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+            words = sys.argv[1:] if arguments is None else arguments
+            options = _parser().parse_args(words)
+            options.typed = ["bitlab", *words]
         code = options.command(options)
         sys.stdout.flush()
         return code

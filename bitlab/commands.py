@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace, experiment, splits=None) -> int:
         from bitlab.experiments.environment import processes
 
         run = experiments.run
-    result = run(experiment, options.output, options.again, _report(options), splits)
+    result = run(experiment, options.output, options.again, _report(options), splits, options.typed)
     if processes().is_main_process:
         _print(options, result, _table)
     return 0
@@ -334,17 +334,20 @@ def _results_options(parser: argparse.ArgumentParser) -> None:
     add("--format", default="text", help="text, markdown or csv (default: text)")
     add("--tasks", help="only these, averages over them alone: for instance cola,rte or squad")
     add("--folder", metavar="DIR", help="where results are stored (default: those of bitlab and ./results)")
+    add("--commands", action="store_true", help="in place of the table the command that made each result, one a line")
 
 
 def _results(options: argparse.Namespace) -> int:
     with loading():
         from bitlab import packed, results, rivals  # noqa: F401
 
-    folder = options.folder and expanded(options.folder)
+    folder, tasks = options.folder and expanded(options.folder), options.tasks and options.tasks.split(",")
     if options.run:
         print(results.store(expanded(options.run), folder or results.OWN))
+    elif options.commands:
+        print(results.commands(results.records(folder), tasks))
     else:
-        print(results.report(results.load(folder), options.tasks and options.tasks.split(","), options.format))
+        print(results.report(results.load(folder), tasks, options.format))
     return 0
 
 

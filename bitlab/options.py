@@ -141,3 +141,17 @@ def given(settings: type, namespace: argparse.Namespace) -> dict:
         if value == []:
             raise BitlabError(f"--{name.replace('_', '-')} has no value: give one")
     return found
+
+
+def words(settings, usual) -> list[str]:
+    """The command line's words for every option in which a dataclass instance differs from `usual`, another one.
+
+    `given` reads them back: ["--epochs", "2", "--bf16"].
+    """
+    found = []
+    for each in options(type(settings)):
+        value = getattr(settings, each.name)
+        if each.default is not MISSING and value is not None and value != getattr(usual, each.name):
+            number = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+            found += ["--" + each.name.replace("_", "-"), *([] if kind(each) is bool else [number])]
+    return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_a_run_and_its_table(capsys, here):
     (folder,) = (here / "runs").iterdir()
     assert folder.name == "rte-bit-sample-W1A1-quick-seed0"
     result = json.loads((folder / "result.json").read_text())
+    assert result["command"] == shlex.join(["bitlab", *command])
 
     assert cli.main([*command, "--json"]) == 0  # finished: printed, not run
     assert json.loads(capsys.readouterr().out) == result
@@ -93,8 +95,8 @@ def test_json_is_all_that_goes_to_standard_output(here):
 def test_options_reach_the_experiment(monkeypatch, capsys):
     seen = {}
 
-    def run(experiment, output, again, report, splits):
-        seen.update(vars(experiment), output=output, again=again)
+    def run(experiment, output, again, report, splits, typed):
+        seen.update(vars(experiment), output=output, again=again, typed=typed)
         return {"task": "rte", "model": "m", "data": "d", "seed": 3, "stages": []}
 
     monkeypatch.setattr(experiments, "run", run, raising=False)
@@ -108,7 +110,8 @@ def test_options_reach_the_experiment(monkeypatch, capsys):
     expected |= {"epochs": 1.5, "batch_size": 4, "learning_rate": 1e-3, "teacher_epochs": 2.0, "alpha": "carry"}
     expected |= {"teacher_learning_rate": 1e-4, "stage_teacher": "both", "selection": "best"}
     expected |= {"temperature": 2.0, "attention_weight": 0.5}
-    assert expected | {"output": "there", "again": True} == {k: seen[k] for k in [*expected, "output", "again"]}
+    expected |= {"output": "there", "again": True, "typed": ["bitlab", *text.split(), "--output", "there", "--again"]}
+    assert expected == {name: seen[name] for name in expected}
 
 
 def test_every_field_has_its_option_and_the_experiments_own_default():

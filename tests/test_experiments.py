@@ -116,6 +116,13 @@ def tree(folder):
 # ---------------------------------------------------------------------------------------------- the result
 
 
+def test_a_command_is_kept_as_typed_without_paths_of_this_machine():
+    typed = ["bitlab", "glue", "rte", "--data=/home/me/data/glue", "--teacher", "/x/rte/W32A32", "--model", "my/model"]
+    kept = "bitlab glue rte --data=data/glue --teacher rte/W32A32 --model my/model"
+    assert running._command([*typed, "--schedule", "W1A2 -> W1A1"]) == kept + " --schedule 'W1A2 -> W1A1'"
+    assert running._command([]) is None
+
+
 def test_the_result(finished):
     folder, result = finished
     assert json.loads((folder / "result.json").read_text()) == result
@@ -128,6 +135,7 @@ def test_the_result(finished):
         "schedule",
         "stages",
         "config",
+        "command",
         "versions",
         "machine",
     ]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shlex
 import statistics
 from collections import Counter
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, Task, get_task
 from bitlab.experiments import Experiment
 from bitlab.models import load_model, load_tokenizer
+from bitlab.options import given
 from bitlab.results import GLUE, SQUAD, frame, load, published, report, tabulate
 
 TEACHER, STUDENT = 0.9, 0.7
@@ -105,6 +107,41 @@ def test_measurements_are_there_or_refused():
     assert results.measurement("tuning/stsb")["runs"]
     with pytest.raises(BitlabError, match=r"'tuning/nothing'.*choose .*tuning/stsb"):
         results.measurement("tuning/nothing")
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def asked_for(command):
+    """The experiment that a command line asks for."""
+    name, *words = shlex.split(command)
+    assert name == "bitlab"
+    return Experiment(**given(Experiment, cli._parser().parse_args(words)))
+
+
+@pytest.mark.parametrize("stored", results.records(results.SHIPPED), ids=lambda stored: stored["name"])
+def test_the_command_of_a_stored_row_asks_for_its_experiment(stored):
+    found = asked_for(results.command(stored | {"command": None}))  # also where it was stored as it was typed
+    assert found == results.experiment(stored)
+    trained = found.path.stages if found.teacher else found.path.precisions
+    for precision, settings in ((name, stored["config"]["settings"][name]) for name in trained):
+        today = vars(found.settings(precision))
+        assert {name: today[name] for name in settings} == settings, "as it was trained then"
+
+
+def test_a_command_as_it_was_typed_goes_before_the_one_that_follows_from_the_configuration(tmp_path, capsys):
+    typed = result(seed=1) | {"command": "bitlab glue rte --seed=1 --schedule W1A1"}
+    own = result("mrpc") | {"task": "reviews"}
+    own["config"]["own_task"] = asdict(Task("reviews", label_names=("bad", "good")))
+    save(tmp_path, typed, result("cola", epochs=1.5, bf16=True, stage_teacher="full"), own)
+    assert cli.main(["results", "--folder", str(tmp_path), "--commands"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "bitlab glue rte --seed=1 --schedule W1A1  # 00",
+        "bitlab glue cola --schedule W1A1 --data sample --epochs 1.5 --stage-teacher full --bf16  # 01",
+        "bitlab train ...  # 02",
+    ]
+    assert cli.main(["results", "--folder", str(tmp_path), "--commands", "--tasks", "CoLA"]) == 0
+    assert capsys.readouterr().out.endswith("  # 01\n")
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -4,13 +4,14 @@ A field is stated once, here: the command line's options, the checks and result.
 modules that need torch are imported when an experiment is made, so that `--help` need not wait for them.
 """
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
-from bitlab.options import AMOUNT, COUNT, RATE, SEED, WEIGHT, check, option
+from bitlab.options import AMOUNT, COUNT, RATE, SEED, WEIGHT, check, option, words
 
 METHODS = ("bit", "bit-released", "bibert", "binarybert")  # the recipes' names
 ALPHA_POLICIES = ("rescale", "carry", "reinit")  # convert's
@@ -146,6 +147,17 @@ class Experiment:
         path = "-".join(self.path.stages)
         extras = ("-started" if self.start else "") + ("-augmented" if self.augment else "")
         return f"{self.task_name}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{extras}-seed{self.seed}"
+
+    @property
+    def command(self) -> str | None:
+        """The command that asks for it: its schedule, and whatever else is not the default. None for a task of your
+        own, which does not know its file."""
+        if isinstance(self.task, Task):
+            return None
+        named = ["bitlab", *(["glue"] if self.task in TASKS else []), self.task]
+        named += ["--method", self.method] if self.method != "bit" else []
+        named += ["--schedule", " -> ".join(self.path.stages)]
+        return shlex.join(named + words(self, Experiment(self.task, method=self.method, schedule=self.schedule)))
 
     @property
     def recipe(self):

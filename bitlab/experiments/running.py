@@ -6,7 +6,9 @@ on where an interrupted one stopped.
 
 import copy
 import math
+import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -53,6 +55,7 @@ def run(
     again: bool = False,
     report: Report = print,
     splits: DatasetDict | None = None,
+    typed: Sequence[str] | None = None,
 ) -> dict:
     """Run an experiment to its end, or go on with an interrupted one, and return its result.
 
@@ -63,9 +66,10 @@ def run(
         again: run even if the folder holds the finished result of the same experiment.
         report: called with one line at a time about what happens.
         splits: the data, where they are your own (see `bitlab.data.load_own`), in place of `experiment.data`.
+        typed: the words of the command line that asks for it, if one does; the result keeps them.
     Returns:
-        The content of `result.json`: task, method, model, data, seed, schedule, stages, config, versions, machine.
-        Scores are fractions.
+        The content of `result.json`: task, method, model, data, seed, schedule, stages, config, command, versions,
+        machine. Scores are fractions.
     Raises:
         BitlabError: for bad data, models or settings (nothing is written then), and for a folder that belongs to
             another experiment or is in use.
@@ -90,10 +94,11 @@ def run(
         data.augment(experiment.augment)
     folder = files.expanded(output or Path("runs") / experiment.folder_name)
     config = _config(experiment, source, data)
+    command = _command(typed or shlex.split(experiment.command or ""))
     if processes().is_main_process:
         report(why)
     with quiet():
-        stages = _Stages(experiment, data, folder, config)
+        stages = _Stages(experiment, data, folder, config, command)
         if again or not (folder / FULL / STAGE).exists():
             stages.check_start()
         record = partial(record_in, folder / RESULT, RESULT_HOLDS)
@@ -120,11 +125,23 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     return config
 
 
+def _command(words: Sequence[str]) -> str | None:
+    """A command as it was typed, but that a path of this machine alone keeps its last two names."""
+
+    def short(word: str) -> str:
+        option, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
+        path = Path(value)
+        return option + equals + ("/".join(path.parts[1:][-2:]) if path.is_absolute() else value)
+
+    return shlex.join(map(short, words)) or None
+
+
 class _Stages:
     """The stages of an experiment in its folder, one after the other; those that are there already are loaded."""
 
-    def __init__(self, experiment: Experiment, data: Prepared, folder: Path, config: dict):
+    def __init__(self, experiment: Experiment, data: Prepared, folder: Path, config: dict, command: str | None):
         self.experiment, self.data, self.folder, self.config = experiment, data, folder, config
+        self.command = command
         self.precisions = experiment.path.precisions
         self.full = self.previous = self.given = None
 
@@ -154,6 +171,7 @@ class _Stages:
             "schedule": str(self.experiment.path),
             "stages": records,
             "config": self.config,
+            "command": self.command,
             "versions": environment.versions(),
             "machine": environment.machine(),
         }

@@ -1,6 +1,19 @@
-"""Results: the `stored` runs as a DataFrame, the `table` that is computed from them, and the published rows."""
+"""Results: the `stored` runs as a DataFrame of their `stages`, the `table` computed from it, and the published rows."""
 
-from bitlab.results.stored import CONSTANT, OWN, SHIPPED, collect, frame, load, measurement, records, store
+from bitlab.results.stages import frame
+from bitlab.results.stored import (
+    CONSTANT,
+    OWN,
+    SHIPPED,
+    collect,
+    command,
+    commands,
+    experiment,
+    load,
+    measurement,
+    records,
+    store,
+)
 from bitlab.results.table import GLUE, SQUAD, published, report, tabulate
 
 __all__ = [
@@ -10,6 +23,9 @@ __all__ = [
     "SHIPPED",
     "SQUAD",
     "collect",
+    "command",
+    "commands",
+    "experiment",
     "frame",
     "load",
     "measurement",

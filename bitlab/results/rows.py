@@ -9,7 +9,7 @@ import pandas as pd
 
 from bitlab.experiments.schedule import FULL
 from bitlab.results import table
-from bitlab.results.stored import METRICS, frame
+from bitlab.results.stages import METRICS, frame
 from bitlab.results.table import GLUE, SQUAD
 
 __all__ = ["GLUE", "SQUAD", "Row", "published", "rows", "spread"]

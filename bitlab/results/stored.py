@@ -1,4 +1,4 @@
-"""Stored results: one small JSON file a run, its configuration and loss curve included; read as one DataFrame.
+"""Stored results: one small JSON file a run, with its configuration, its loss curve and the command that made it.
 
 Those that come with bitlab lie in measured/, new ones go to ./results of the folder that one works in.
 """
@@ -13,23 +13,18 @@ import pandas as pd
 
 from bitlab import files
 from bitlab.cost import summary
-from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
+from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.folder import RESULT
-from bitlab.experiments.recipes import get_recipe
-from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 from bitlab.models import load_model
+from bitlab.results.stages import frame, stages, task_of
 
 SHIPPED = Path(__file__).parent / "measured"
 OWN = Path("results")
 CURVE_POINTS = 10
 # Percent that always the same answer scores on GLUE's dev sets, by column of the table. A dev set we lack has no entry.
 CONSTANT = {"SST-2": 50.9, "CoLA": 0.0, "STS-B": 0.0, "MRPC": 68.4, "RTE": 52.7}
-KINDS = {"task": str, "method": str, "model": str, "data": str, "seed": int, "schedule": str, "stages": list}
-KINDS |= {"config": dict, "machine": dict}
-
-# ------------------------------------------------------------------------------------------------ files
 
 
 def store(run: str | Path, folder: str | Path = OWN) -> Path:
@@ -85,11 +80,10 @@ def collect(run: str | Path) -> dict:
     if result is None:
         raise BitlabError(_why_none(run))
     with _one_line(f"{run / RESULT} is no result", "delete it, and run the same experiment again"):
-        _stages(result)
-    stages = [stage["precision"] for stage in result["stages"]]
-    task = _task(result)
-    costs = {name: _cost(load_model(run / name, task)) for name in stages if (run / name).is_dir()}
-    return {"name": run.name, **result, "curves": {name: _curve(run / name) for name in stages}, "cost": costs}
+        names = [stage["precision"] for stage in stages(result)]
+    task = task_of(result)
+    costs = {name: _cost(load_model(run / name, task)) for name in names if (run / name).is_dir()}
+    return {"name": run.name, **result, "curves": {name: _curve(run / name) for name in names}, "cost": costs}
 
 
 def _why_none(run: Path) -> str:
@@ -131,7 +125,7 @@ def records(folder: str | Path | None = None) -> list[dict]:
 def _checked(path: Path) -> dict:
     with _one_line(f"{path.name} is no stored result", "move it elsewhere, or store its run again"):
         result = json.loads(path.read_text(encoding="utf-8"))
-        _stages(result)
+        stages(result)
     return {"name": path.stem, **result}
 
 
@@ -148,6 +142,44 @@ def _one_line(what: str, remedy: str):
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = str(error)
     raise BitlabError(f"{what} ({reason}): {remedy}")
+
+
+def command(result: dict) -> str | None:
+    """The command that made a result, as it was typed; in full, but that paths of one machine alone are shortened.
+
+    Args:
+        result: as `records` gives it. An older file, which holds none, tells the one that asks for its experiment.
+
+    Returns:
+        One line for a shell; None for an older result of a task of one's own, which does not know its file.
+
+    Raises:
+        BitlabError: one line, if the configuration is no experiment's.
+    """
+    with _one_line(f"{result.get('name')} has no command", "store its run again"):
+        return result.get("command") or experiment(result).command
+
+
+def experiment(result: dict) -> Experiment:
+    """The experiment that a result is of. Where its configuration has paths, it has their last names."""
+    asked = {each.name: result["config"][each.name] for each in fields(Experiment) if each.name in result["config"]}
+    table = asked.get("augment")
+    return Experiment(**asked | {"task": task_of(result), "augment": table and table["name"]})
+
+
+def commands(results: Iterable[dict], tasks: Iterable[str] | None = None) -> str:
+    """The command of each result, a line each, with the result's name in a comment behind it.
+
+    Args:
+        results: as of `records`.
+        tasks: names; the results of these alone. None: all.
+
+    Raises:
+        BitlabError: for an unknown task, and as of `command`.
+    """
+    named = None if tasks is None else {get_task(name).name for name in tasks}
+    chosen = [result for result in results if named is None or result["task"] in named]
+    return "\n".join(f"{command(result) or 'bitlab train ...'}  # {result['name']}" for result in chosen)
 
 
 def measurement(name: str) -> dict:
@@ -169,9 +201,6 @@ def measurement(name: str) -> dict:
     return content
 
 
-# ------------------------------------------------------------------------------------------------ the DataFrame
-
-
 def load(folder: str | Path | None = None) -> pd.DataFrame:
     """All stored results as one tidy table: a row for each stage of each run, full precision first.
 
@@ -185,146 +214,3 @@ def load(folder: str | Path | None = None) -> pd.DataFrame:
         BitlabError: one line, for a file that is no stored result.
     """
     return frame(records(folder))
-
-
-def frame(results: Iterable[dict]) -> pd.DataFrame:
-    """Results as a DataFrame with a row for each stage of each run.
-
-    Args:
-        results: as `records` and `collect` give them, or as a run's result.json holds them.
-
-    Returns:
-        The columns, in this order:
-
-        - name, task, method, model, data, seed, schedule: the run's.
-        - path, precision: of the stage; its path is its schedule so far, "W32A32 -> W1A2".
-        - given: whether the stage is a teacher that was given, not trained by this run.
-        - score and one column a metric (accuracy, f1, ...), as fractions; NaN where a task has no such metric.
-        - steps, seconds: of this stage. total_steps, total_seconds, seen: of all distillation stages so far (the
-          full-precision model's own in its row); seen counts examples.
-        - epochs, batch_size, learning_rate, alpha_learning_rate: as the stage was trained.
-        - mib, gflops: the model's cost (at length 128), NaN where it is not known.
-        - options: what differs from the defaults, in words. budget: the preset and its limits. recipe: what runs have
-          in common that differ in nothing but their seed. machine. trained: the steps of each stage, "100 + 200".
-        - curve: (step, loss) pairs.
-        - every other field of the configuration, as it was asked for.
-    """
-    found = pd.DataFrame([row for result in results for row in _stages(result)])
-    return found.reindex(columns=[*COLUMNS, *found.columns.difference(COLUMNS, sort=False)])
-
-
-RUN = ["name", "task", "method", "model", "data", "seed", "schedule"]
-METRICS = sorted({name for task in (*TASKS.values(), SQUAD) for name in task.metrics} | {"accuracy_mismatched"})
-SETTINGS = ["epochs", "batch_size", "learning_rate", "alpha_learning_rate"]
-COLUMNS = [*RUN, "path", "precision", "given", "score", *METRICS, "steps", "seconds", "total_steps", "total_seconds"]
-COLUMNS += ["seen", *SETTINGS, "mib", "gflops", "options", "budget", "recipe", "machine", "trained", "curve"]
-COLUMNS += ["preset", "train_examples", "max_steps"]
-DEFAULTS = {option.name: option.default for option in fields(Experiment)}
-USUAL = {option.name: option.default for option in fields(StageSettings)}
-WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
-# What of a run's configuration is told by other means; any other option that is not at its default marks a row.
-TOLD = {option.name for option in fields(Experiment) if option.metadata["told"]}
-TOLD |= {"examples", "settings", "questions", "own_task", "data_digest", "model_digest"}
-SAME = 12  # digits: beyond them a training that is repeated on another day may differ
-
-
-def _stages(result: dict) -> list[dict]:
-    """The rows of one result; whatever is no result raises here, and nowhere later."""
-    for key, kind in KINDS.items():
-        if not isinstance(result[key], kind):
-            raise ValueError(f"{key} is {result[key]!r:.40}")
-    config, stages = result["config"], result["stages"]
-    precisions = Schedule.parse(result["schedule"], get_recipe(result["method"]).method).precisions
-    if tuple(stage["precision"] for stage in stages) != precisions:
-        raise BitlabError("its stages are not those of its schedule")
-    run = {name: result.get(name) for name in RUN} | {"task": _task(result).name}
-    asked = {key: value for key, value in config.items() if not isinstance(value, (dict, list)) and key not in SETTINGS}
-    return [asked | run | _stage(result, precisions[: number + 1]) for number in range(len(stages))]
-
-
-def _task(result: dict) -> Task:
-    """The task of a result: one by name, or one's own, which the configuration describes."""
-    own = result["config"].get("own_task")
-    if own is None:
-        return get_task(result["task"])
-    return Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
-
-
-def _stage(result: dict, path: tuple[str, ...]) -> dict:
-    """The columns of the stage at which `path` ends."""
-    config, stages = result["config"], result["stages"][: len(path)]
-    stage, student = stages[-1], len(path) > 1
-    given = bool(config.get("teacher")) and not student
-    settings = {name: config["settings"][name] for name in path}
-    trained = stages[1:] or stages  # a student's training is its distillation
-    mib, gflops = result.get("cost", {}).get(path[-1]) or (None, None)
-    return {
-        "path": " -> ".join(path),
-        "precision": path[-1],
-        "given": given,
-        "score": float(stage["score"]),
-        **_metrics(stage, config),
-        "steps": int(stage["steps"]),
-        "seconds": float(stage["seconds"]),
-        "total_steps": sum(each["steps"] for each in trained),
-        "total_seconds": sum(each["seconds"] for each in trained),
-        "seen": sum(each["steps"] * settings[each["precision"]]["batch_size"] for each in trained),
-        **_training(stage, settings[path[-1]], config),
-        "mib": mib,
-        "gflops": gflops,
-        "options": _options(result, path) if student else "",
-        "budget": _budget(config),
-        "recipe": json.dumps(_recipe(config, {} if given else settings), sort_keys=True),
-        "machine": _machine(result["machine"]),
-        "trained": " + ".join(str(each["steps"]) for each in trained),
-        "curve": result.get("curves", {}).get(path[-1]),
-    }
-
-
-def _metrics(stage: dict, config: dict) -> dict[str, float]:
-    """A stage's metrics, rounded; where MNLI was evaluated on its mismatched set alone, they are marked as that."""
-    dev = [name for name in config["examples"] if name != "train"]
-    mark = "_mismatched" if dev == ["validation_mismatched"] else ""
-    return {name + mark: round(float(value), SAME) for name, value in stage["metrics"].items()}
-
-
-def _training(stage: dict, settings: dict, config: dict) -> dict[str, float]:
-    """Epochs, batch and rates of a stage, as it was trained."""
-    counted = config["examples"]
-    examples = counted.get("augmented" if stage["precision"] != FULL else "train") or counted["train"]
-    batch, rate = float(settings["batch_size"]), float(settings["learning_rate"])
-    alpha = float(settings.get("alpha_learning_rate", USUAL["alpha_learning_rate"]))
-    return dict(zip(SETTINGS, (stage["steps"] * batch / examples, batch, rate, alpha)))
-
-
-def _recipe(config: dict, settings: dict[str, dict]) -> dict:
-    """What runs that differ in their seed alone have in common. A setting that is usual may be absent."""
-    unusual = {name: {k: v for k, v in stage.items() if v != USUAL.get(k)} for name, stage in settings.items()}
-    windows = {name: config.get(name) for name in WINDOWS}
-    augment = config.get("augment") if set(settings) - {FULL} else None  # no teacher is trained on it
-    data = {"examples": config["examples"]["train"], "augmented": (augment or {}).get("table")}
-    return {"teacher": config.get("teacher"), **data, **windows, **unusual}
-
-
-def _options(result: dict, path: tuple[str, ...]) -> str:
-    """The options that differ from their defaults, in words. Those that the path does not come to use are left out."""
-    config = result["config"]
-    idle = () if len(path) > 2 else ("alpha", "stage_teacher")  # the first stage has no scales before it
-    usual = DEFAULTS | {"stage_teacher": get_recipe(result["method"]).stage_teacher}
-    unusual = {name: value for name, value in config.items() if name not in (*TOLD, *idle)}
-    unusual = {name: value for name, value in unusual.items() if value not in (usual.get(name), None)}
-    # a switch that is on is told by its name
-    words = [f"{name.replace('_', ' ')} {'' if value is True else value}".strip() for name, value in unusual.items()]
-    return ", ".join(words + ["augmented"] * bool(config.get("augment")))
-
-
-def _budget(config: dict) -> str:
-    parts = [config.get("preset")]
-    parts += [f"{config['train_examples']:,} examples"] if config.get("train_examples") else []
-    parts += [f"at most {config['max_steps']} steps a stage"] if config.get("max_steps") else []
-    return ", ".join(parts)
-
-
-def _machine(machine: dict) -> str:
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-    return machine.get("gpu") or f"{machine['processor']}, {threads}"

@@ -12,7 +12,7 @@ import pandas as pd
 from bitlab.data.tasks import get_task
 from bitlab.errors import check_choice
 from bitlab.experiments.schedule import FULL
-from bitlab.results.stored import METRICS
+from bitlab.results.stages import METRICS
 from bitlab.text import aligned
 
 # Column of the published tables -> (task, the metrics whose mean it shows). The papers print accuracy for MRPC and QQP.
