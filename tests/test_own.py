@@ -62,6 +62,7 @@ def test_every_kind_of_file_gives_the_same_task(tmp_path, ending):
         ([0, 1], "single_label", ("0", "1")),
         ([10, 9], "single_label", ("9", "10")),
         ([True, False], "single_label", ("False", "True")),
+        ([0.0, 1.0], "single_label", ("0", "1")),
         ([0.5, 2.0], "regression", None),
         ([["war", "art"], []], "multi_label", ("art", "war")),
         ([[3], [10, 3]], "multi_label", ("3", "10")),
@@ -123,7 +124,13 @@ BAD = [
     ("a.csv", "text,label\nx,a\ny,\n", "a.csv, line 3, column 'label': is empty, expected a class"),
     ("a.csv", "words,label\nx,a\n", "no column 'text'; it has 'words', 'label'"),
     ("a.csv", "text,text,label\nx,a,b\n", "two columns of one name"),
-    ("a.csv", "", "no column 'text'"),
+    ("a.csv", "", "a.csv is empty: give a file with a row of column names"),
+    ("a.csv", "text;label\nx;a\n", "no column 'text'; it has 'text;label', parted by ';': .csv wants commas"),
+    ("a.csv", "text,label\nx,a\n" + "x" * 200_000 + ",b\n", "field larger than field limit (131072)"),
+    ("a.csv", "text,label\nx,a\nn\0,b\n", "line 3, column 'text': is 'n\\x00', expected text"),
+    ("a.csv", "text,label\nx,a\ny, \n", "a.csv, line 3, column 'label': is empty, expected a class"),
+    ("a.csv", "text,label\nx,1\ny,0\nz,NaN\n", "line 4, column 'label': is 'NaN', expected a class"),
+    ("a.csv", "text,label\nx,1.5\ny,0\nz,inf\n", "line 4, column 'label': 'inf', expected a number"),
     ("a.csv", "text,label\n", "has no rows"),
     ("a.csv", "text,label\nx,a\ny,a\n", "one class alone, 'a'"),
     ("a.csv", "text,label\nx,a\ny,b\n", "has 2 rows, too few to hold some out"),
@@ -137,11 +144,12 @@ BAD = [
     ("a.jsonl", '{"text": 5, "label": 1}\n{"text": "x", "label": 2}\n', "line 1, column 'text': is 5, expected text"),
     ("a.jsonl", '{"text": "x", "label": null}\n', "line 1, column 'label': is empty, expected a class"),
     ("a.jsonl", '{"text": "x", "label": ["a"]}\n{"text": "x", "label": 7}\n', ": 7, expected a list"),
+    ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "label": "a"}\n', "is 'a', others like 1: write all as text"),
     ("a.jsonl", '{"text": "x", "label": {}}\n', "line 1, column 'label': is {}, expected a class"),
     ("a.jsonl", '{"text": "\\ud800", "label": 1}\n{"text": "x", "label": 2}\n', "surrogates not allowed"),
     ("a.jsonl", "[" * 100_000, "a.jsonl, line 1 can't be read"),
     ("a.parquet", b"PAR1", "a.parquet can't be read"),
-    ("a.xlsx", "", "the kind of file of 'a.xlsx', '.xlsx' does not exist: choose .csv"),
+    ("a.xlsx", "", "a.xlsx' is no file of a kind that is read here: give .csv"),
 ]  # fmt: skip
 
 
@@ -157,14 +165,15 @@ def test_labels_that_do_not_fit(tmp_path):
     assert "line 2, column 'label': 'x', expected 0 or 1" in fails(path, "text", "label,n")
     dev = tmp_path / "dev.csv"
     dev.write_text("text,label\na,x\nb,z\n")
-    assert "dev.csv, line 3, column 'label': 'z', expected one of x, y" in fails(
-        path, "text", "label", dev=dev, label_names="xy"
-    )
+    assert "dev.csv, line 3, column 'label': 'z', expected one of x, y" in fails(path, "text", "label", dev=dev)
     assert "different, named columns" in fails(path, "text", "text")
     assert "dev_share is 1.0: give a number above 0 and below 1" in fails(path, "text", "label", dev_share=1.0)
     assert "kind 'words' does not exist" in fails(path, "text", "label", kind="words")
     assert "there is no file" in fails(tmp_path / "none.csv", "text", "label")
     assert "there is no file" in fails(tmp_path / "none", "text", "label")
+    (tmp_path / "folder.csv").mkdir()
+    assert "could not load folder" in (line := fails(tmp_path / "folder.csv", "text", "label")), line
+    assert line.endswith("a folder of such or an id of the hub")
 
 
 def test_a_column_of_a_table_with_an_unknown_class(tmp_path):
@@ -210,7 +219,8 @@ def test_from_a_file_to_answers(tmp_path, monkeypatch, capsys, kind):
     for _ in range(2):  # the second time it is there already
         assert cli.main(command) == 0
         result = json.loads(capsys.readouterr().out)
-    assert result["task"] == "reviews-2" and [s["precision"] for s in result["stages"]] == ["W32A32", "W1A1"]
+    assert (result["task"], result["data"]) == ("reviews-2", path.name)
+    assert [s["precision"] for s in result["stages"]] == ["W32A32", "W1A1"]
     assert set(result["stages"][1]["metrics"]) == set(METRICS[kind])
     assert (
         cli.main(["pack", "run/W1A1", "packed"]) == 0 and "| W1A1 |" in (tmp_path / "packed" / "README.md").read_text()

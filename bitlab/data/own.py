@@ -4,56 +4,30 @@
 hub's column types. A row that is wrong is an error with file, row and column; it is never left out.
 """
 
-import csv
 import json
 import math
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import pyarrow.parquet as parquet
-from datasets import ClassLabel, Dataset, DatasetDict, List
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from bitlab.data.sources import features, load_hub
+from bitlab.data.columns import Rows, read_columns
+from bitlab.data.sources import features
 from bitlab.data.tasks import SQUAD, TASKS, Task
 from bitlab.errors import BitlabError, check_choice, check_number
 from bitlab.files import reading
 
 KINDS = ("single_label", "multi_label", "regression")
-ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 MOST_CLASSES = 100  # a column with more different values is no class, unless its reader says so
 FEWEST_ROWS = 10
 UNKNOWN_WORDS = 0.1  # share of the words
 LOOKED_AT = 1000  # rows, for unknown words
+NO_CLASSES = ("nan", "inf", "-inf")  # what programs write where there is no number
 FALSE_OR_TRUE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-
-
-@dataclass
-class Rows:
-    """Some columns of a file, and where each row of it stands.
-
-    Args:
-        where: file and split, for errors.
-        columns: the values by column.
-        places: "line 5" or "row 3", for each row.
-        names: of the classes, where the file has numbers for them and tells their names.
-    """
-
-    where: str
-    columns: dict[str, list]
-    places: list[str]
-    names: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def wrong(self, row: int, column: str, problem: str) -> BitlabError:
-        """The error of one value."""
-        return BitlabError(f"{self.where}, {self.places[row]}, column {column!r}: {problem}")
 
 
 def load_own(
@@ -76,7 +50,7 @@ def load_own(
         dev_share: that share, drawn by `seed`.
         kind: "single_label", "multi_label" or "regression". None: several columns or lists are several labels, numbers
             that are not whole are a regression, all else are classes.
-        label_names: the classes in the order of the logits; None: all that occur, in order.
+        label_names: the classes in the order of the logits; None: all that occur in the training rows, in order.
     Returns:
         tuple: the task, named after the file, and its splits as `load_glue` gives them.
     Raises:
@@ -93,7 +67,7 @@ def load_own(
         splits["validation"] = read_columns(dev, (*texts, *labels))["train"]
     train = splits["train"]
     kind = kind or _kind(train, labels)
-    names = None if kind == "regression" else list(label_names or ()) or _class_names(splits, labels, kind)
+    names = None if kind == "regression" else list(label_names or ()) or _class_names(train, labels, kind)
     task = Task(_task_name(path), kind, texts, names)
     found = {split: as_task(rows, task, labels) for split, rows in splits.items() if split in ("train", "validation")}
     if "validation" not in found:
@@ -127,9 +101,6 @@ def check_words(task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
         )
 
 
-# ------------------------------------------------------------------------------------------------- reading
-
-
 def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(columns.split(",")) if isinstance(columns, str) else tuple(columns)
 
@@ -139,98 +110,6 @@ def _task_name(path: str | PathLike) -> str:
     return f"own-{name}" if name in TASKS or name == SQUAD.name else name
 
 
-def read_columns(path: str | PathLike, columns: Sequence[str]) -> dict[str, Rows]:
-    """The columns of every split in a file ("train" alone), a folder or a data set of the hub."""
-    file = Path(path).expanduser()
-    if file.is_file():
-        check_choice(f"the kind of file of {file.name!r},", file.suffix.lower(), ENDINGS)
-        with reading(file, "give a .csv, .tsv, .jsonl or .parquet file"):
-            found = {"train": _READERS[file.suffix.lower()](file, columns)}
-    elif file.suffix.lower() in ENDINGS or (str(path).startswith((".", "/", "~")) and not file.is_dir()):
-        raise BitlabError(f"there is no file {str(path)!r}: give {', '.join(ENDINGS)}, a folder or an id of the hub")
-    else:
-        splits = load_hub(str(file))
-        found = {split: _of_dataset(f"{path}, split {split!r}", rows, columns) for split, rows in splits.items()}
-    if "train" not in found:
-        raise BitlabError(f"{path} has no split 'train', only {', '.join(found)}: give a file")
-    for rows in found.values():
-        if not len(rows):
-            raise BitlabError(f"{rows.where} has no rows: give a file with examples")
-    return found
-
-
-def _check_header(where: str, header: Sequence[str], columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in header]
-    if missing or len(set(header)) < len(header):
-        problem = f"no column {missing[0]!r}" if missing else "two columns of one name"
-        raise BitlabError(f"{where}: {problem}; it has {', '.join(map(repr, header))[:200]}")
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> Rows:
-    """A header and rows. In CSV a text with commas or line breaks is quoted; in TSV a quote mark is a quote mark."""
-    options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {"strict": True}
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, **options)
-        try:
-            header = next(reader, None) or []
-            _check_header(str(path), header, columns)
-            at = [header.index(column) for column in columns]
-            values, places = [], []
-            for fields in reader:
-                place = f"line {reader.line_num}"
-                if not fields:
-                    continue
-                if len(fields) != len(header):
-                    raise BitlabError(f"{path}, {place}: {len(fields)} columns, expected the header's {len(header)}")
-                values.append([fields[i] for i in at])
-                places.append(place)
-        except csv.Error as error:
-            raise BitlabError(f"{path}, line {reader.line_num}: {error}: quote a text with quote marks") from error
-    return Rows(str(path), _transposed(values, columns), places)
-
-
-def _read_json_lines(path: Path, columns: Sequence[str]) -> Rows:
-    values, places = [], []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            with reading(f"{path}, line {number}", "give JSON lines, one object a line"):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"it holds {type(row).__name__}, expected an object")
-            _check_header(f"{path}, line {number}", list(row), columns)
-            values.append([row[column] for column in columns])
-            places.append(f"line {number}")
-    return Rows(str(path), _transposed(values, columns), places)
-
-
-def _transposed(values: list[list], columns: Sequence[str]) -> dict[str, list]:
-    return {column: [row[i] for row in values] for i, column in enumerate(columns)}
-
-
-def _read_parquet(path: Path, columns: Sequence[str]) -> Rows:
-    return _of_dataset(str(path), Dataset(parquet.read_table(path)), columns)
-
-
-def _of_dataset(where: str, rows: Dataset, columns: Sequence[str]) -> Rows:
-    _check_header(where, rows.column_names, columns)
-    label = rows.features[columns[-1]]
-    label = label.feature if isinstance(label, List) else label
-    found = rows.select_columns(list(dict.fromkeys(columns)))[:]
-    places = [f"row {number}" for number in range(len(rows))]
-    return Rows(where, found, places, label.names if isinstance(label, ClassLabel) else None)
-
-
-_READERS = {
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
-    ".parquet": _read_parquet,
-}
-
-
 # -------------------------------------------------------------------------------------------------- labels
 
 
@@ -238,9 +117,9 @@ def _kind(rows: Rows, labels: Sequence[str]) -> str:
     values = rows.columns[labels[0]]
     if len(labels) > 1 or any(isinstance(value, list) for value in values):
         return "multi_label"
-    numbers = [_number(value) for value in values]
-    if all(number is not None for number in numbers) and any(number % 1 for number in numbers):
-        return "regression"
+    numbers = [number for number in map(_number, values) if number is not None]
+    if len(numbers) > len(values) / 2 and any(number % 1 for number in numbers):
+        return "regression"  # what is no number among so many is wrong in its row
     return "single_label"
 
 
@@ -253,18 +132,17 @@ def _number(value) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _class_names(splits: dict[str, Rows], labels: Sequence[str], kind: str) -> list[str]:
+def _class_names(train: Rows, labels: Sequence[str], kind: str) -> list[str]:
     """All classes, in the order that the file has for them, or else of numbers or of the alphabet."""
-    train = splits["train"]
     if len(labels) > 1:
         return list(labels)
     if train.names:
         return train.names
-    found = {name for rows in splits.values() for _, names in _classes(rows, labels[0], kind) for name in names}
+    found = {name for _, names in _classes(train, labels[0], kind) for name in names}
     if len(found) > MOST_CLASSES:
         raise BitlabError(
             f"{train.where}: column {labels[0]!r} has {len(found):,} different values, too many for classes: "
-            f"give kind 'regression', or name the classes"
+            f"is it the right column? (numbers to learn as numbers: kind 'regression')"
         )
     if len(found) < 2 and kind == "single_label":
         raise BitlabError(f"{train.where}: column {labels[0]!r} has one class alone, {min(found)!r}: nothing to learn")
@@ -273,6 +151,7 @@ def _class_names(splits: dict[str, Rows], labels: Sequence[str], kind: str) -> l
 
 def _classes(rows: Rows, column: str, kind: str) -> Iterator[tuple[int, list[str]]]:
     """(row, names of its classes), with every row checked."""
+    first = None
     for row, value in enumerate(rows.columns[column]):
         if kind == "multi_label":
             values = _several(value)
@@ -281,14 +160,22 @@ def _classes(rows: Rows, column: str, kind: str) -> Iterator[tuple[int, list[str
         else:
             values = [value]
         for each in values:
-            if not isinstance(each, str | int | float) or each == "" or each != each:
-                problem = "is empty" if each is None or each == "" else f"is {each!r:.60}"
+            problem = "is empty" if _is_empty(each) else f"is {each!r:.60}"
+            if not isinstance(each, str | int | float) or _is_empty(each) or str(each).strip().lower() in NO_CLASSES:
                 raise rows.wrong(row, column, f"{problem}, expected a class")
+            first = each if first is None else first
+            if isinstance(each, str) is not isinstance(first, str):
+                raise rows.wrong(row, column, f"{problem}, others like {first!r:.60}: write all as text, or as numbers")
         yield row, [_class_name(rows.names, each) for each in values]
+
+
+def _is_empty(value) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _class_name(names: list[str] | None, value) -> str:
     is_place = names is not None and isinstance(value, int) and 0 <= value < len(names)
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     return names[value] if is_place else str(value).strip()
 
 
@@ -312,8 +199,8 @@ def as_task(rows: Rows, task: Task, labels: Sequence[str]) -> Dataset:
 
 def _texts(rows: Rows, column: str) -> list[str]:
     for row, value in enumerate(rows.columns[column]):
-        if not isinstance(value, str) or not value.strip():
-            problem = "is empty" if value is None or value == "" or isinstance(value, str) else f"is {value!r:.60}"
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            problem = "is empty" if _is_empty(value) else f"is {value!r:.60}"
             raise rows.wrong(row, column, f"{problem}, expected text")
     return rows.columns[column]
 

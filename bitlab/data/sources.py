@@ -75,8 +75,12 @@ def resolve_source(source: str | os.PathLike = "auto") -> tuple[str, str]:
     return "sample", f"data: sample, because {DATA_VARIABLE} is not set and the hub does not answer"
 
 
-def load_hub(hub_id: str, name: str | None = None) -> DatasetDict:
-    """All splits of a data set on the hub.
+def load_hub(
+    hub_id: str,
+    name: str | None = None,
+    advice: str = "check the network, or use the data source 'sample' or a folder",
+) -> DatasetDict:
+    """All splits of a data set on the hub, or of a folder in its layout.
 
     Raises:
         BitlabError: one line for whatever keeps it from loading.
@@ -85,10 +89,8 @@ def load_hub(hub_id: str, name: str | None = None) -> DatasetDict:
         return load_dataset(hub_id, name)
     except Exception as error:  # the hub's client raises a dozen kinds, and each may span many lines
         what = hub_id if name is None else f"{hub_id} {name!r}"
-        raise BitlabError(
-            f"could not load {what} from the hub ({reason(error)}): "
-            "check the network, or use the data source 'sample' or a folder."
-        ) from error
+        where = f"folder {what!r}" if os.path.isdir(hub_id) else f"{what} from the hub"
+        raise BitlabError(f"could not load {where} ({reason(error)}): {advice}") from error
 
 
 def _folder(name: str, what: str) -> str:
