@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from bitlab import files
 from bitlab.errors import BitlabError
-from bitlab.experiments.folder import LOG, MADE, RESULT, STAGE, STAGE_HOLDS, clear, digest, record_in
+from bitlab.experiments.folder import LOG, RESULT, STAGE, STAGE_HOLDS, clear, digest, record_in, run_in
 
 CONFIG = {"task": "rte", "seed": 0, "settings": {"W1A1": {"epochs": 3}}}
 HOLDER = """
@@ -152,6 +152,7 @@ def finished(folder):
         files.write_json(path, {"score": 1})
     for place in ("W1A1.training/checkpoint-1", "W1A1/predictions/dev", "W1A1.old", "mine"):
         (folder / place).mkdir(parents=True)
+    (folder / "W1A1" / "predictions" / "dev" / "RTE.tsv").write_text("x")
     for path in (folder / "notes.txt", folder / "mine" / "W1A1", folder / "W1A1" / "model.safetensors"):
         path.write_text("x")
 
@@ -159,18 +160,28 @@ def finished(folder):
 def test_again_deletes_what_the_run_made_and_nothing_else(tmp_path):
     with files.claim(tmp_path / "run", CONFIG) as folder:
         finished(folder)
-    with files.claim(folder, CONFIG, lambda folder: clear(folder, STAGES)):
+    with files.claim(folder, CONFIG, lambda folder: clear(folder, STAGES, ["predictions/dev/RTE.tsv"])):
         assert {p.name for p in folder.iterdir()} == {files.CONFIG, files.LOCK, "mine", "notes.txt"}
         assert (folder / "mine" / "W1A1").read_text() == "x"
 
 
-def test_again_refuses_to_delete_what_was_put_into_a_stages_folder(tmp_path):
+@pytest.mark.parametrize(
+    "place", ["thesis.tex", "predictions/mine.tsv", "predictions/dev/mine.tsv", "runs/mine/RTE.tsv"]
+)
+def test_neither_again_nor_a_new_stage_deletes_what_was_put_into_its_folder(tmp_path, place):
+    files.write_json(tmp_path / files.CONFIG, CONFIG)
     finished(tmp_path)
-    (tmp_path / "W1A1" / "thesis.tex").write_text("years of work")
+    files.write_text(tmp_path / "W1A1" / place, "years of work")
+    made = ["predictions/dev/RTE.tsv"]
     before = contents(tmp_path)
-    with pytest.raises(BitlabError, match=r"thesis\.tex is not the run's: move it elsewhere"):
-        clear(tmp_path, STAGES)
-    assert contents(tmp_path) == before and "thesis.tex" not in MADE
+    with pytest.raises(BitlabError, match=r"(tex|tsv) is not the run's: move it elsewhere"):
+        clear(tmp_path, STAGES, made)
+    (tmp_path / "W1A1" / STAGE).unlink()  # its owner wants it made anew
+    with pytest.raises(BitlabError, match=r"(tex|tsv) is not the run's: move it elsewhere"):
+        run_in(tmp_path, CONFIG, STAGES, lambda: None, pytest.fail, False, print, made)
+    files.write_json(tmp_path / "W1A1" / STAGE, {"score": 1})
+    (tmp_path / files.LOCK).unlink(missing_ok=True)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("deletions", range(5))
@@ -190,7 +201,7 @@ def test_clearing_killed_at_any_moment_leaves_the_beginning_of_the_run(tmp_path,
     monkeypatch.setattr(type(tmp_path), "unlink", counted(type(tmp_path).unlink))
     monkeypatch.setattr("shutil.rmtree", counted(files.shutil.rmtree))
     with pytest.raises(KeyboardInterrupt):
-        clear(tmp_path, STAGES)
+        clear(tmp_path, STAGES, ["predictions/dev/RTE.tsv"])
     records = [tmp_path / "W32A32" / STAGE, tmp_path / "W1A1" / STAGE, tmp_path / RESULT]
     left = [record.exists() for record in records]
     assert left == sorted(left, reverse=True) and sum(left) == max(0, 3 - deletions)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from numbers import Integral, Real
@@ -18,9 +18,10 @@ from bitlab.experiments.environment import processes
 
 RESULT, STAGE, LOG, TRAINING = "result.json", "stage.json", "log.json", ".training"
 # What may lie in a stage's folder: a model, its tokenizer, and what is said of them.
-MADE = (STAGE, LOG, "config.json", "generation_config.json", "model*.safetensors*", "README.md", "runs")
+MADE = (STAGE, LOG, "config.json", "generation_config.json", "model*.safetensors*", "README.md")
+MADE += ("runs/*events.out.tfevents*",)
 MADE += ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model")
-MADE += ("sentencepiece*", "chat_template*", "predictions", "predictions.json", "nbest_predictions.json")
+MADE += ("sentencepiece*", "chat_template*", "predictions.json", "nbest_predictions.json")
 
 STAGE_HOLDS = {"precision": str, "score": Real, "metrics": dict, "steps": Integral, "seconds": Real}
 RESULT_HOLDS = {"task": str, "method": str, "model": str, "data": str, "seed": Integral, "schedule": str}
@@ -37,6 +38,7 @@ def run_in(
     work: Callable[[Report], dict],
     again: bool,
     report: Report,
+    made: Collection[str] = (),
 ) -> dict:
     """Do `work` in a folder of its own, unless the folder holds its finished record.
 
@@ -48,11 +50,15 @@ def run_in(
         finished: reads the record that ends the run, None if there is none.
         work: called with the function that takes lines about what happens; returns the record.
         again: do the work even if it is finished, anew from the start.
+        made: names of files in a stage's folder that this run makes besides those that every run does.
+    Raises:
+        BitlabError: where a stage would take the place of a folder that holds somebody's file.
     """
     if not processes().is_main_process:
         processes().wait_for_everyone()
         return finished() or work(lambda line: None)
-    with files.claim(folder, config, partial(clear, stages=stages) if again else None):
+    with files.claim(folder, config, partial(clear, stages=stages, made=made) if again else None):
+        check_made((folder / stage for stage in stages if not (folder / stage / STAGE).exists()), made)
         processes().wait_for_everyone()
         record = finished()
         if record is None:
@@ -90,15 +96,26 @@ def _check_holds(record: dict, holds: dict[str, type]) -> None:
             _check_holds(stage, STAGE_HOLDS)
 
 
-def clear(folder: Path, stages: Sequence[str]) -> None:
+def check_made(stages: Iterable[Path], made: Collection[str] = ()) -> None:
+    """Refuse stages' folders in which there is a file that no run makes.
+
+    Raises:
+        BitlabError: naming it.
+    """
+    for stage in stages:
+        for path in sorted(path for path in stage.rglob("*") if not path.is_dir()):
+            name = path.relative_to(stage).as_posix()
+            if name not in made and not any(fnmatch(name, pattern) for pattern in MADE):
+                raise BitlabError(f"{path} is not the run's: move it elsewhere, or choose another --output")
+
+
+def clear(folder: Path, stages: Sequence[str], made: Collection[str] = ()) -> None:
     """Delete what a run made, and nothing else; killed at any moment, it leaves what the same run would have by then.
 
     Raises:
         BitlabError: if there is something else in a stage's folder, before anything is deleted.
     """
-    for path in (path for stage in stages for path in sorted((folder / stage).glob("*"))):
-        if not any(fnmatch(path.name, made) for made in MADE):
-            raise BitlabError(f"{path} is not the run's: move it elsewhere, or choose another --output")
+    check_made((folder / stage for stage in stages), made)
     for record in (folder / RESULT, *(folder / stage / STAGE for stage in reversed(stages))):  # what says finished
         record.unlink(missing_ok=True)
     for path in (folder / (stage + end) for stage in stages for end in ("", TRAINING, files.PARTIAL, files.OLD)):

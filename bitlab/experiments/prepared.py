@@ -72,11 +72,15 @@ class Prepared:
     def files(self, predictions: dict[str, np.ndarray]) -> dict[str, dict | str]:
         """Predictions in the task's official formats, by file name ("predictions/dev/RTE.tsv"): a JSON object or a
         text; what is written beside a stage's model."""
-        kinds = {name: "dev" if name.startswith("validation") else "test" for name in predictions}
-        return {
-            f"predictions/{kinds[name]}/{submission.file_name(self.task, name)}": submission.content(self.task, logits)
-            for name, logits in predictions.items()
-        }
+        return {self._file_name(split): submission.content(self.task, logits) for split, logits in predictions.items()}
+
+    def file_names(self) -> list[str]:
+        """What `files` may call them."""
+        return [self._file_name(split) for split in (*self.evaluations, *self.tests)]
+
+    def _file_name(self, split: str) -> str:
+        kind = "dev" if split.startswith("validation") else "test"
+        return f"predictions/{kind}/{submission.file_name(self.task, split)}"
 
     def encoded_tests(self, limit: float) -> dict[str, Dataset]:
         """The test splits as tokens without labels, made when asked for; not those of more than `limit` examples."""

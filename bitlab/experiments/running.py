@@ -102,7 +102,7 @@ def run(
         if again or not (folder / FULL / STAGE).exists():
             stages.check_start()
         record = partial(record_in, folder / RESULT, RESULT_HOLDS)
-        return run_in(folder, config, experiment.path.precisions, record, stages.run, again, report)
+        return run_in(folder, config, experiment.path.precisions, record, stages.run, again, report, data.file_names())
 
 
 def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
