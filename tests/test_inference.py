@@ -8,7 +8,7 @@ from datasets import Dataset
 from tiny_models import warm_up
 from transformers import pipeline
 
-from bitlab import BitConfig, binarize
+from bitlab import BitConfig, binarize, cli, files
 from bitlab.data.sample import sample_glue, sample_tokenizer
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
@@ -17,7 +17,7 @@ from bitlab.experiments.card import card
 from bitlab.experiments.prepared import prepare
 from bitlab.inference import evaluate, predict
 from bitlab.models import load_any, load_model, task_of
-from bitlab.packed import save_packed
+from bitlab.packed import backends, load_packed, save_packed
 
 TEXTS = ["the plot is not dull", "the hero is warm and the music is really very lovely", "the film is cold"]
 PAIRS = [("the red cup is in the garden", "the cup is red"), ("the girl sold the lamp", "the lamp is not blue")]
@@ -155,3 +155,60 @@ def test_the_task_of_a_model():
     for task in (TASKS["mnli"], TASKS["stsb"], TOPICS, SQUAD):
         found = task_of(load_model("sample", task))
         assert (found.kind, found.label_names) == (task.kind, task.label_names)
+
+
+# ------------------------------------------------------------------------------------------------ shipped models
+
+TWENTY = """a lovely film
+the plot is dull
+it is not bad at all
+I would watch it again tomorrow
+two hours that I will never get back
+the cast tries hard, but the script lets everybody down
+funny, warm and never too long
+who paid for this?
+a small story, told with great care
+the music is the best of it
+nothing happens, and then it ends
+one of the year's finest
+slow
+an honest portrait of a town that nobody visits
+it looks expensive and feels cheap
+my children laughed from beginning to end
+neither clever nor kind
+the ending saves it
+you have seen all of this before, and better
+a joy""".splitlines()
+
+
+def test_a_shipped_model_is_loaded_asked_and_scored_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "ZOO", tmp_path)
+    folder = saved(tmp_path / "tiny-w1a1", "sst2", "packed")
+    monkeypatch.chdir(tmp_path.parent)
+    for name, tensor in load_packed("tiny-w1a1").state_dict().items():
+        assert torch.equal(tensor, load_packed(folder).state_dict()[name])
+    assert predict("tiny-w1a1", TEXTS) == predict(folder, TEXTS)
+    assert cli.main(["predict", "tiny-w1a1", TEXTS[0]]) == 0
+    assert re.match(r"(negative|positive)", capsys.readouterr().out)
+    assert evaluate("tiny-w1a1", "sst2", "sample")["precision"] == "W1A1"
+
+
+@pytest.mark.parametrize("name", files.zoo())  # skipped while none is shipped
+def test_a_shipped_model_answers_alike_in_every_backend(name):
+    model, found = load_any(name), {}
+    for backend in backends.available():
+        with backends.use(backend):
+            found[backend] = predict(name, TWENTY)
+    first, *others = found.values()
+    assert len(first) == len(TWENTY)
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert a.get("label") == b.get("label")
+            numbers = [list(answer.get("probabilities", {"value": answer.get("value")}).values()) for answer in (a, b)]
+            assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
+    assert model.config.quantization_config.quant_method == "bitlab_packed"
+    assert (files.ZOO / name / "README.md").is_file()
+
+
+def test_what_is_shipped_is_small():
+    assert sum(file.stat().st_size for file in files.ZOO.rglob("*") if file.is_file()) <= 16 * 2**20

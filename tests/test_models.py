@@ -31,7 +31,7 @@ from transformers import (
     ViTModel,
 )
 
-from bitlab import models
+from bitlab import files, models
 from bitlab.data.glue import encode
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.tasks import TASKS
@@ -183,10 +183,12 @@ def test_heads_that_do_not_fit(tmp_path):
 
 
 def test_shipped_models_go_by_their_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "ZOO", tmp_path)
-    saved(tmp_path / "reviews")
-    assert resolve_model("reviews") == ("folder", str(tmp_path / "reviews")) and load_model("reviews", "rte")
-    assert resolve_model("others").kind == "hub"
+    monkeypatch.setattr(files, "ZOO", tmp_path)
+    saved(tmp_path / "reviews-w1a1")
+    found = resolve_model("reviews-w1a1")
+    assert found == ("folder", str(tmp_path / "reviews-w1a1")) and load_model("reviews-w1a1", "rte")
+    assert files.zoo() == ["reviews-w1a1"]
+    assert resolve_model("others").kind == resolve_model("else/reviews-w1a1").kind == "hub"
 
 
 def test_folders_that_are_no_models(tmp_path):

@@ -27,7 +27,7 @@ from bitlab import attention
 from bitlab.config import BitConfig
 from bitlab.convert import BinaryQuantizer, replace_modules
 from bitlab.errors import BitlabError
-from bitlab.files import load_folder, quiet, read_json, read_model_config, whole_folder, writing
+from bitlab.files import load_folder, quiet, read_json, read_model_config, shipped, whole_folder, writing
 from bitlab.layers import BinaryEmbedding, BinaryLinear, ElasticBinarizer
 from bitlab.packed.encoder import FusedLayer, fuse
 from bitlab.packed.layers import PackedEmbedding, PackedLinear
@@ -105,11 +105,11 @@ def _spare(path: Path) -> None:
 
 
 def load_packed(folder: str | os.PathLike) -> PreTrainedModel:
-    """The packed model in `folder`: called as the float one is, with the same outputs.
+    """The packed model in `folder`, or the shipped one of that name: called as the float one is, with the same outputs.
 
     Everything is checked first (see `verify`): a corrupt, truncated or newer file is one BitlabError.
     """
-    path = Path(folder).expanduser()
+    path = shipped(folder) or Path(folder).expanduser()
     method = read_model_config(path)[1]
     if method == "bitlab":
         raise BitlabError(f"{str(folder)!r} holds a latent checkpoint: make a packed one of it with bitlab pack")
