@@ -55,7 +55,7 @@ def status() -> tuple[bool, str]:
 
 
 def compiled(formula):
-    """Decorate a function of tensors (the first argument is the largest) so that it runs compiled where that pays.
+    """Decorate a function of tensors so that it runs compiled where that pays.
 
     The function as written stays reachable as `.formula`; it also runs inside somebody else's torch.compile, which
     compiles it anyway.
@@ -71,17 +71,18 @@ def compiled(formula):
         )
 
     @functools.wraps(formula)
-    def call(x, *args):
-        if torch.compiler.is_compiling() or not _worth_it(x):
-            return formula(x, *args)
+    def call(*args):
+        tensors = (a for a in args if isinstance(a, torch.Tensor))
+        if torch.compiler.is_compiling() or not _worth_it(max(tensors, key=torch.Tensor.numel)):
+            return formula(*args)
         # detached: torch.compile takes the shape of a Parameter for a constant and would compile again for the next
-        plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in (x, *args)]
+        plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
         which = tuple("tensor" if isinstance(a, torch.Tensor) else a for a in plain)
         try:
             return variant(which)(*plain)
         except Exception as error:  # a compiler that is there but does not work: the formula still does
             _broken.append(str(error).strip().splitlines()[0][:120] or type(error).__name__)
-            return formula(x, *args)
+            return formula(*args)
 
     call.formula = formula
     return call

@@ -20,6 +20,7 @@ from bitlab.binarizers import (
 )
 from bitlab.errors import BitlabError
 from bitlab.products import binary_linear, code_product, trains_on_int8
+from bitlab.upstream import is_watched
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
@@ -143,8 +144,7 @@ class ElasticBinarizer(Binarizer):
         """(integer codes shaped like x, detached 0-d scale), with `forward(x) = codes * scale`."""
         if self.bits == 32 or not x.numel():  # of no numbers there is no mean that alpha could start or learn from
             return x, 1.0
-        if self._fresh and self.training:
-            self._initialise(x)
+        self.start(x)
         return elastic_codes(x, self.alpha, self.beta, self.bits, self.signed), self.scale()
 
     def scale(self) -> Tensor:
@@ -153,6 +153,11 @@ class ElasticBinarizer(Binarizer):
 
     def scales(self) -> list[Tensor]:
         return [self.alpha]
+
+    def start(self, x: Tensor) -> None:
+        """Let alpha start from x, if this is training and it has not."""
+        if self._fresh and self.training:
+            self._initialise(x)
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
@@ -219,15 +224,17 @@ class BinaryLinear(nn.Linear):
         return new.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        codes, scale = self.input_binarizer(x, codes=True)
+        binarizer, rows = self.input_binarizer, x.reshape(-1, x.shape[-1])
+        in_one_pass = self.weight_bits == 1 and type(binarizer) is ElasticBinarizer and not is_watched(binarizer)
+        if in_one_pass and trains_on_int8(rows, self.weight, binarizer.bits):
+            binarizer.start(x)
+            by = binarizer.alpha, binarizer.beta, binarizer.bits, binarizer.signed
+            return binary_linear(rows, self.weight, self.bias, *by).view(*x.shape[:-1], self.out_features)
+        codes, scale = binarizer(x, codes=True)
         if self.weight_bits == 32:
-            return F.linear(codes * scale if self.input_binarizer.bits != 32 else x, self.weight, self.bias)
-        rows = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
-        if trains_on_int8(rows, self.weight, self.input_binarizer.bits):
-            found = binary_linear(rows, scale, self.weight, self.bias)
-            return found.view(*codes.shape[:-1], self.out_features)
+            return F.linear(codes * scale if binarizer.bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)
-        product = code_product(rows, signs.t(), self.input_binarizer.bits).view(*codes.shape[:-1], self.out_features)
+        product = code_product(codes.view(rows.shape), signs.t(), binarizer.bits).view(*x.shape[:-1], self.out_features)
         return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
 
     def set_weight_bits(self, bits: int) -> None:

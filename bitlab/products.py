@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bitlab.binarizers import weight_forward
+from bitlab.binarizers import codes_backward, codes_forward, scale_of, weight_forward
 from bitlab.compiled import compiled
 from bitlab.upstream import int8_product
 
@@ -73,57 +73,81 @@ def int8_product_takes(a: Tensor, b: Tensor) -> bool:
     return a.device.type == "cpu" and ONEDNN and width > 1
 
 
-def trains_on_int8(codes: Tensor, weight: Tensor, bits: int) -> bool:
-    """Whether `binary_linear` is for these codes (n, in) and this latent weight (out, in)."""
-    learns = torch.is_grad_enabled() and (codes.requires_grad or weight.requires_grad)
-    return learns and bits <= 4 and not torch.compiler.is_exporting() and int8_product_takes(codes, weight.t())
+def trains_on_int8(x: Tensor, weight: Tensor, bits: int) -> bool:
+    """Whether `binary_linear` is for this input (n, in) and this latent weight (out, in)."""
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    known = bits <= 4 and not torch.compiler.is_exporting()
+    return bool(learns and known and x.numel()) and int8_product_takes(x, weight.t())
 
 
-def binary_linear(codes: Tensor, scale: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`(scale m) (codes signs^T) + bias` with `signs, m` those of the latent weight: a binary layer in training.
+def binary_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, beta: Tensor | None, bits: int, signed: bool
+) -> Tensor:
+    """`(a m) (codes(x) signs(W)^T) + bias`: a whole binary layer in training, in one pass there and one back.
 
-    It is `code_product` of the codes and the signs, with both scales and the bias after it, but goes over the weight
-    once on the way there and once on the way back. With G = scale m g in the autocast type the gradients are G signs of
-    the codes, G^T codes / m of the weight (straight through), and the sum of g of the bias.
+    It is `code_product` of `elastic_codes(x, alpha, beta, bits, signed)` and `weight_codes(weight)`, with both scales
+    and the bias after it, and has their gradients; codes are not kept, but found again from x.
 
     Args:
-        codes: (n, in), integers of up to 4 bits in a float tensor, for which `trains_on_int8` holds.
-        scale: 0-d, detached.
+        x: (n, in), for which `trains_on_int8` holds.
         weight: (out, in).
         bias: (out,), or None.
+        alpha, beta, bits, signed: as in `elastic_codes`.
 
     Returns:
         (n, out).
     """
-    return _BinaryLinear.apply(codes, scale, weight, bias, _autocast_type(codes.device.type))
+    return _BinaryLinear.apply(x, weight, bias, alpha, beta, bits, signed, _autocast_type(x.device.type))
 
 
 class _BinaryLinear(Function):
     @staticmethod
-    def forward(ctx, codes, scale, weight, bias, dtype):
-        short, (signs, m) = codes.to(torch.int8), short_signs(weight)
-        ctx.save_for_backward(short, signs, m, scale * m)
-        ctx.dtype, ctx.has_bias = dtype or codes.dtype, bias is not None
-        product = int8_product(short, signs.t()).to(weight.dtype)
-        return product * (scale * m) if bias is None else torch.addcmul(bias, product, scale * m)
+    def forward(ctx, x, weight, bias, alpha, beta, *options):
+        bits, signed, dtype = options
+        ctx.options, ctx.has_bias = (bits, signed, dtype or weight.dtype), bias is not None
+        out, signs, m = linear_forward(x, weight, bias, alpha, beta, bits, signed)
+        ctx.save_for_backward(x, signs, m, alpha, beta)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        codes, signs, m, scale = ctx.saved_tensors
-        short = (grad * scale).to(ctx.dtype)
-        grad_codes = (short @ signs.to(ctx.dtype)).to(grad.dtype)
-        grad_weight = weight_gradient(short.t() @ codes.to(ctx.dtype), m)
-        return grad_codes, None, grad_weight, grad.sum(0) if ctx.has_bias else None, None
+        x, weight, bias, alpha, beta = linear_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
+        return x, weight, bias if ctx.has_bias else None, alpha, beta, None, None, None
 
 
 @compiled
-def short_signs(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`weight_forward` with the signs as int8."""
+def linear_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, beta: Tensor | None, bits: int, signed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(`binary_linear`, the signs as int8, m), without gradients."""
+    codes = codes_forward.formula(x, alpha, beta, bits, signed)
     signs, m = weight_forward.formula(weight)
-    return signs.to(torch.int8), m
+    signs = signs.to(torch.int8)
+    product = int8_product(codes.to(torch.int8), signs.t()).to(m.dtype)
+    scale = scale_of(alpha) * m
+    return product * scale if bias is None else torch.addcmul(bias, product, scale), signs, m
 
 
 @compiled
-def weight_gradient(grad_signs: Tensor, m: Tensor) -> Tensor:
-    """The latent weight's gradient from that of its signs."""
-    return grad_signs.to(m.dtype) / m.clamp_min(torch.finfo(m.dtype).tiny)
+def linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    signs: Tensor,
+    m: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    bits: int,
+    signed: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight, bias, alpha and beta, by two products in `dtype`.
+
+    With G = a m grad they are G signs of the codes, G^T codes / m of the weight (straight through), and the sum of
+    grad of the bias.
+    """
+    codes = codes_forward.formula(x, alpha, beta, bits, signed).to(dtype)
+    short = (grad * (scale_of(alpha) * m)).to(dtype)
+    grad_codes = (short @ signs.to(dtype)).to(m.dtype)
+    grad_weight = (short.t() @ codes).to(m.dtype) / m.clamp_min(torch.finfo(m.dtype).tiny)
+    grad_x, *grads = codes_backward.formula(grad_codes, x, alpha, beta, bits, signed)
+    return grad_x, grad_weight, grad.sum(0), *grads

@@ -42,6 +42,11 @@ def attention_of(config: PretrainedConfig) -> str:
     return config._attn_implementation
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody has registered a forward hook on this module, so that it must be called to be seen."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def allocations(call: Callable[[], object]) -> list[int]:
     """Bytes of each tensor that a call allocates on a CPU (above 0) or frees (below), in the order of time."""
     with _silent_errors(), torch.profiler.profile(profile_memory=True) as profile:

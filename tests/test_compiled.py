@@ -17,6 +17,7 @@ import bitlab
 from bitlab import BitConfig, binarize, compiled
 from bitlab.binarizers import codes_backward, codes_forward, elastic, weight_forward
 from bitlab.errors import BitlabError
+from bitlab.products import linear_backward, linear_forward
 
 needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="no C++ compiler here")
 BROKEN = """
@@ -72,6 +73,20 @@ def test_weights_agree(on):
     found, expected = weight_forward(weight), weight_forward.formula(weight)
     assert torch.equal(found[0], expected[0])
     close(found[1], expected[1], "m")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("bits", "signed", "bias"), [(1, True, True), (2, False, False)])
+def test_layers_agree(on, bits, signed, bias):
+    """A whole layer: the same signs and scale, the same product of codes, the same gradients."""
+    x, weight, grad = torch.randn(5, 7), torch.randn(6, 7), torch.randn(5, 6)
+    learned = torch.tensor(0.4), torch.randn(7) / 5, bits, signed
+    given = x, weight, torch.randn(6) if bias else None, *learned
+    found, expected = linear_forward(*given), linear_forward.formula(*given)
+    assert torch.equal(found[1], expected[1])
+    close((found[0], found[2]), (expected[0], expected[2]), "output and m")
+    given = grad, x, *expected[1:], *learned, torch.float32
+    close(linear_backward(*given), linear_backward.formula(*given), "gradients")
 
 
 def distance(model, inputs):

@@ -322,6 +322,17 @@ def test_a_layer_in_training_is_the_product_of_its_codes(bits, bias, short, monk
         torch.testing.assert_close(found[0][name], value, rtol=1e-2 if short else 1e-5, atol=1e-2 if short else 1e-5)
 
 
+def test_a_hook_sees_the_codes_of_a_layer_in_training():
+    """And changes nothing: the layer then takes the way by the codes."""
+    layer, x, seen = BinaryLinear(24, 16).train(), torch.randn(5, 24), []
+    layer(x)  # starts alpha
+    expected = layer(x)
+    layer.input_binarizer.register_forward_hook(lambda module, inputs, found: seen.append(found))
+    torch.testing.assert_close(layer(x), expected)
+    ((codes, scale),) = seen
+    assert set(codes.unique().tolist()) == {-1, 1} and scale == layer.input_binarizer.alpha
+
+
 def _graph(node):
     """The names of all functions behind a tensor."""
     return "" if node is None else type(node).__name__ + "".join(_graph(n) for n, _ in node.next_functions)

@@ -1,5 +1,6 @@
 """The private names of transformers and torch still do what bitlab takes them for."""
 
+import pytest
 import torch
 from tiny_models import tiny
 from torch import nn
@@ -45,6 +46,16 @@ def test_a_config_names_its_attention_function():
 def test_attention_modules_ask_the_interface():
     assert upstream.asks_interface(tiny().bert.encoder.layer[0].attention.self)
     assert not upstream.asks_interface(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_seen(register):
+    module = nn.Identity()
+    assert not upstream.is_watched(module)
+    handle = getattr(module, register)(lambda *_: None)
+    assert upstream.is_watched(module)
+    handle.remove()
+    assert not upstream.is_watched(module)
 
 
 def test_allocations_are_seen_with_their_sizes():
