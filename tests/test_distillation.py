@@ -27,6 +27,7 @@ from bitlab import BitConfig, binarize, compiled
 from bitlab.data.sample import sample_tokenizer
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.losses import DistillationConfig, distillation_loss, masked_mse, soft_cross_entropy
+from bitlab.distillation.optim import parameter_groups
 from bitlab.distillation.sampling import BucketSampler
 from bitlab.distillation.teacher_outputs import KeptOutputs
 from bitlab.errors import BitlabError
@@ -748,7 +749,22 @@ def test_the_released_optimizer_clips_by_itself(tmp_path):
     assert {g["name"]: g["lr"] for g in made.optimizer.param_groups}["alpha"] == 3e-5
     made.train()
     ours = trainer(tmp_path, student(), tiny())
-    assert type(ours.create_optimizer()) is torch.optim.AdamW and ours.args.max_grad_norm == 1.0
+    assert isinstance(ours.create_optimizer(), torch.optim.AdamW) and ours.args.max_grad_norm == 1.0
+
+
+def test_clipping_in_the_step_trains_as_clipping_before_it(tmp_path):
+    """AdamW with the same groups, given by the caller, is clipped by accelerate."""
+    learned, norms = [], []
+    for given in (False, True):
+        model = student()
+        options = {"optimizers": (torch.optim.AdamW(parameter_groups(model, 1e-3)), None)} if given else {}
+        made = trainer(tmp_path, model, tiny(), options=options, max_grad_norm=0.01, weight_decay=0.01)
+        made.train()
+        learned.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        norms.append([entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry])
+    assert len(norms[0]) == 2 and norms[0][0] > 0.01
+    torch.testing.assert_close(norms[0], norms[1], rtol=1e-4, atol=0)
+    torch.testing.assert_close(*learned, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_of_another_depth_is_one_line(tmp_path):

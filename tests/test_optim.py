@@ -1,5 +1,7 @@
 """Which parameter gets which learning rate and decay, and the released program's optimizer step by step."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from tiny_models import binarizers, tiny
 from torch import nn
 
 from bitlab import BitConfig, binarize, set_precision
-from bitlab.distillation.optim import AdamWithoutCorrection, parameter_groups
+from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups
 
 
 def groups_of(model, **options):
@@ -122,3 +124,19 @@ def test_its_state_survives_a_checkpoint():
     second.load_state_dict(first.state_dict())
     trained(second, broken, 3)
     assert torch.equal(broken, straight)
+
+
+@pytest.mark.parametrize("size", [0.01, 100.0])
+def test_clipping_in_the_step_is_clipping_before_it(size):
+    """Gradients below and above the norm: the same norm, the same parameters as torch's clipping and AdamW."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(7))]
+    theirs = copy.deepcopy(ours)
+    optimizer, plain = ClippingAdamW(ours, lr=0.1), torch.optim.AdamW(theirs, lr=0.1)
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = size * torch.randn_like(p)
+            q.grad = p.grad.clone()
+        torch.testing.assert_close(optimizer.clip(1.0), nn.utils.clip_grad_norm_(theirs, 1.0))
+        optimizer.step(), plain.step()
+        torch.testing.assert_close(ours, theirs)

@@ -37,6 +37,7 @@ from bitlab.compiled import matmul_precision
 from bitlab.config import DistillationConfig
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
+from bitlab.distillation.optim import ClippingAdamW
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_outputs
 from bitlab.distillation.trainer import LONG
@@ -152,7 +153,9 @@ class Step:
             if self.measures.teacher_kept:
                 inputs[PLACES] = torch.arange(len(inputs["input_ids"])) % self.shape.batch
             loss = self.trainer.training_step(self.model, inputs)
-            if not self.measures.released:  # that optimizer clips by itself
+            if isinstance(self.optimizer, ClippingAdamW):
+                self.optimizer.clip(1.0)
+            elif not self.measures.released:  # that optimizer clips by itself
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()

@@ -1,7 +1,7 @@
 """What the optimizer does with each parameter, and the released program's optimizer for comparison."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitlab.layers import ElasticBinarizer
 
@@ -32,6 +32,26 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.01, al
         {"name": "alpha", "params": alphas, "lr": alpha_lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+class ClippingAdamW(torch.optim.AdamW):
+    """torch's fused AdamW, which also clips the gradient: in the pass in which it reads it, not in two of its own."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, fused=True, **options)
+
+    @torch.no_grad()
+    def clip(self, max_norm: float) -> Tensor:
+        """Let the next step divide the gradient by `max(1, norm / max_norm)`; returns its norm, over all tensors."""
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self.grad_scale = (norm / max_norm).clamp_min(1.0).float()
+        return norm
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.grad_scale = None
+        return loss
 
 
 class AdamWithoutCorrection(torch.optim.Optimizer):

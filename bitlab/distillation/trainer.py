@@ -22,7 +22,7 @@ from bitlab import compiled
 from bitlab.config import DistillationConfig
 from bitlab.distillation.checks import RELEASED_EPSILON, check_apart, check_complete, check_settings
 from bitlab.distillation.losses import distillation_loss
-from bitlab.distillation.optim import AdamWithoutCorrection, parameter_groups
+from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.distillation.teacher_outputs import (
     MEMORY,
@@ -250,8 +250,15 @@ class DistillationTrainer(Trainer):
                 )
             else:
                 betas = (self.args.adam_beta1, self.args.adam_beta2)
-                self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon, fused=True)
+                self.optimizer = ClippingAdamW(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
+
+    def _clip_grad_norm(self, model):
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside accelerate's
+        whole = self.accelerator.scaler is None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        if whole and isinstance(optimizer, ClippingAdamW):
+            return optimizer.clip(self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
