@@ -147,7 +147,7 @@ def linear_rows(length: int, rounds: int) -> list[Row]:
     """The three linear layers of a BERT-base layer, floats in and floats out."""
     rows = []
     for width, outputs, signed in SHAPES:
-        times = measure(_linear_contenders(length, width, outputs, signed), rounds, at_least=0.002, clock=_clock())
+        times = measure(_linear_contenders(length, width, outputs, signed), rounds, at_least=0.002)
         rows += _rows(f"linear {length}x{width} -> {outputs}", times)
     return rows
 
@@ -182,7 +182,7 @@ def encoder_rows(layers: int, length: int, batches, rounds: int, shape: str, oth
     for batch in batches:
         ids = torch.randint(0, config.vocab_size, (batch, length))
         calls = {name: functools.partial(c.run, ids) for name, c in contenders.items()}
-        times = measure(calls, rounds, clock=_clock())
+        times = measure(calls, rounds)
         what = f"{layers} layer{'s' * (layers != 1)}, length {length}, batch {batch}"
         sizes = {name: contender.bytes for name, contender in contenders.items()}
         rows += _rows(what if shape == "base" else f"{what}, {shape}", times, sizes)
@@ -270,11 +270,6 @@ def _medium(call: Callable, *inputs):
 def _with(backend: str, model: nn.Module, x):
     with backends.use(backend):
         return model(x)
-
-
-def _clock() -> Callable[[], float]:
-    """The processor's time where one thread computes: other programs do not count then."""
-    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _c() -> bool:

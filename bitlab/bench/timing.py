@@ -23,14 +23,17 @@ def session(rounds: int, threads: int):
 
 
 def measure(
-    contenders: dict[str, Callable], rounds: int, at_least: float = 0.0, clock: Callable[[], float] = time.perf_counter
+    contenders: dict[str, Callable], rounds: int, at_least: float = 0.0, clock: Callable[[], float] | None = None
 ) -> dict[str, list[float]]:
     """Seconds of one call, for each contender and round; short calls are repeated for `at_least` seconds.
 
     Each round runs every contender once, one after the other, so that a busy machine is busy for all of them alike.
-    The first two calls of each are not counted: they compile, allocate and initialise. With `time.process_time` as the
-    clock, what other programs do meanwhile is left out (with one thread; several would be added up).
+    The first two calls of each are not counted: they compile, allocate and initialise. Where one thread works on a CPU
+    the clock is the process's own time, which leaves out what other programs do meanwhile, else the wall's.
     """
+    if clock is None:
+        alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+        clock = time.process_time if alone else time.perf_counter
     repeats = {}
     for name, call in contenders.items():
         call()

@@ -8,6 +8,7 @@ A step is transformers' own: forward, backward, clipping, optimizer. The rows:
     distillation              a W1A1 student and its teacher, with every measure; its forward multiplies int8 codes
     distillation, bf16        and in mixed precision (`--bf16`)
     ..., teacher kept         with answers kept, as in every training of more epochs than one (`kept_outputs`)
+    ..., no dropout           and without dropout, as most of the stored rows are trained
     without ...               with every measure but one
     as released               no measure, and the released program's loss, optimizer and teacher
 
@@ -19,7 +20,6 @@ import copy
 import os
 import random
 import statistics
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ from unittest.mock import patch
 
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, default_data_collator
+from transformers import BertConfig, BertForSequenceClassification, Trainer, default_data_collator
 
 from bitlab import compiled, products, upstream
 from bitlab.bench.timing import measure, ratio, session
@@ -43,12 +43,13 @@ from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_output
 from bitlab.distillation.trainer import LONG
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments import environment
-from bitlab.experiments.environment import CPU
+from bitlab.experiments.stage import arguments, set_dropout
 
 BASELINE, BASELINE_BF16 = "fine-tuning", "fine-tuning, bf16"
 OURS, OURS_BF16 = "distillation", "distillation, bf16"
 KEPT, KEPT_BF16 = f"{OURS}, teacher kept", f"{OURS_BF16}, teacher kept"
-REAL = {BASELINE: (OURS, KEPT), BASELINE_BF16: (OURS_BF16, KEPT_BF16)}  # raced on real lengths, by precision
+REST_BF16 = f"{KEPT_BF16}, no dropout"
+REAL = {BASELINE: (OURS, KEPT), BASELINE_BF16: (OURS_BF16, KEPT_BF16, REST_BF16)}  # raced on real lengths
 REAL_BATCHES = (8, 16)
 # tokens of STS-B's pairs, in equal shares; 27.8 on average
 LENGTHS = (14, 16, 16, 17, 18, 18, 19, 19, 20, 21, 21, 22, 23, 24, 25, 26, 28, 30, 32, 37, 43, 50, 58, 69)
@@ -96,6 +97,7 @@ class Measures:
     resting_teacher: bool = True
     bf16: bool = False
     teacher_kept: bool = False
+    dropout: bool = True
     released: bool = False
 
 
@@ -107,6 +109,7 @@ CONTENDERS = {
     OURS_BF16: Measures(bf16=True),
     KEPT: Measures(teacher_kept=True),
     KEPT_BF16: Measures(bf16=True, teacher_kept=True),
+    REST_BF16: Measures(bf16=True, teacher_kept=True, dropout=False),
     "without compiled formulas": Measures(compiled=False),
     "without fast products": Measures(fast_products=False),
     "teacher in training mode": Measures(resting_teacher=False),
@@ -120,13 +123,12 @@ class Step:
     def __init__(self, shape: Shape, measures: Measures):
         self.measures, self.shape, self.inputs = measures, shape, shape.inputs()
         self.model = shape.model()
-        options = TrainingArguments(
-            tempfile.gettempdir(), bf16=measures.bf16, report_to=[], use_cpu=CPU, disable_tqdm=True
-        )
+        options = arguments(bf16=measures.bf16)
         if measures.distil:
             teacher, loss = copy.deepcopy(self.model), DistillationConfig(teacher_dropout=not measures.resting_teacher)
             loss = DistillationConfig.released() if measures.released else loss
             student = binarize(self.model)
+            set_dropout(student, None if measures.dropout else 0.0)
             self.trainer = DistillationTrainer(
                 student, teacher, options, distillation=loss, released_optimizer=measures.released
             )
@@ -178,20 +180,20 @@ def bench(shape: Shape = MINILM, rounds: int = 5, threads: int = 1, names=tuple(
 
     Each row: name, median seconds, ratio to the baseline's (median over the rounds), microseconds a token, and MiB:
     the most that tensors took at once during a step, weights and optimizer state included. "real" holds the rows on
-    real lengths: batch, name, median seconds, and the ratio to the plain step of the same precision.
+    real lengths: batch, name, median seconds, and the ratio to the plain step of the same precision. Seconds are the
+    process's own where one thread works on a CPU.
     """
     with session(rounds, threads):
         steps = {name: Step(shape, CONTENDERS[name]) for name in names}
         times = measure(steps, rounds)
         memory = {name: peak_memory(step) for name, step in steps.items()}
         real = [row for batch in REAL_BATCHES for row in _on_real_lengths(steps, shape, batch, rounds)]
-    tokens = shape.batch * shape.length
     rows = [
         {
             "name": name,
             "seconds": statistics.median(seconds),
             "ratio": ratio(seconds, times[BASELINE]),
-            "microseconds_a_token": 1e6 * statistics.median(seconds) / tokens,
+            "microseconds_a_token": 1e6 * statistics.median(seconds) / (shape.batch * shape.length),
             "mib": memory[name] / 2**20,
         }
         for name, seconds in times.items()
