@@ -16,6 +16,7 @@ def main() -> int:
         at_ctrl_c(signal.default_int_handler)
         code = cli.main()
         at_ctrl_c(signal.SIG_IGN)  # what is left to do is Python's own end
+        exec("")  # else `python -m` ends by a signal, not by our code, where a Ctrl-C came in the middle of an exec
     except KeyboardInterrupt:
         leave()
     return code

@@ -109,10 +109,15 @@ def write_json(path: Path, content: dict | list) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part; its folder is made."""
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

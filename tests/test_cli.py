@@ -155,11 +155,22 @@ def test_what_needs_no_torch_does_not_wait_for_it(arguments):
 @pytest.mark.parametrize("module", ["bitlab.cli", "torch", "bitlab.experiments.running"])
 def test_ctrl_c_while_modules_load_is_one_line(tmp_path, module):
     """In the middle of an import an exception would be caught or printed by who knows whom."""
-    (tmp_path / "sitecustomize.py").write_text(SITE.format(module=module))
-    path = f"{tmp_path}{os.pathsep}{Path(bitlab.__file__).parent.parent}"
-    process = command_line("glue", "rte", "--data", "sample", env={"PYTHONPATH": path})
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, f"{STOPPED}\n") and "Traceback" not in out
+    assert stopped(tmp_path, module, "os.kill(os.getpid(), signal.SIGINT)", "glue", "rte") == (130, f"{STOPPED}\n")
+
+
+def test_ctrl_c_in_an_exec_is_no_other(tmp_path):
+    """Python remembers it though we caught it, and would kill itself at the end of `python -m`."""
+    assert stopped(tmp_path, "bitlab.doctor", "exec('raise KeyboardInterrupt')", "doctor") == (130, f"{STOPPED}\n")
+
+
+def stopped(folder, module, action, *arguments):
+    """(exit code, standard error) of a process that does something when a module is about to be imported."""
+    (folder / "sitecustomize.py").write_text(SITE.format(module=module, action=action))
+    path = f"{folder}{os.pathsep}{Path(bitlab.__file__).parent.parent}"
+    process = command_line(*arguments, env={"PYTHONPATH": path})
+    out, err = process.communicate(timeout=300)
+    assert not out
+    return process.returncode, err
 
 
 SITE = """
@@ -170,7 +181,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job 
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "{module}":
-            os.kill(os.getpid(), signal.SIGINT)
+            {action}
 
 sys.meta_path.insert(0, Finder())
 """

@@ -2,7 +2,9 @@
 
 import ast
 import copy
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -308,6 +310,21 @@ def test_a_page_keeps_alt_texts_and_links_to_pages():
 def test_run_without_notebooks_says_so(tmp_path, capsys):
     assert series.main(["run", "--notebooks", str(tmp_path)]) == 2
     assert "no notebook" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_notebook(tmp_path, monkeypatch, capsys):
+    sync, calls = os.fsync, iter(range(2))
+
+    def fsync(file):
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    assert cli.main(["notebooks", str(tmp_path / "new")]) == 2
+    assert f"the disk is full at {tmp_path / 'new'}" in capsys.readouterr().err
+    left = list((tmp_path / "new").iterdir())
+    assert len(left) == 2 and all(path.read_bytes() == (ROOT / "notebooks" / path.name).read_bytes() for path in left)
 
 
 def test_the_series_is_laid_down_and_replaces_nothing(tmp_path, capsys):

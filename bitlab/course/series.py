@@ -10,14 +10,13 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
 
 from bitlab.course.lab import preset
 from bitlab.errors import BitlabError
-from bitlab.files import writing
+from bitlab.files import write_bytes, writing
 
 AT_ONCE = 2  # notebooks in the quick preset, each with one thread
 BUDGET = re.compile(r"^Budget: .*?(?=Full\b|$)", re.MULTILINE)
@@ -52,8 +51,7 @@ def copy(folder: str | Path) -> list[Path]:
         raise BitlabError(f"{folder} holds {taken} already: choose another folder, or move that file")
     with writing(folder):
         for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(home() / name, folder / name)
+            write_bytes(folder / name, (home() / name).read_bytes())
     return notebooks(folder)
 
 
