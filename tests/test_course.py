@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -17,7 +18,7 @@ import torch
 from bs4 import BeautifulSoup
 
 from bitlab import cli, course, results
-from bitlab.course import exercises, runner, series
+from bitlab.course import capstone, exercises, runner, series
 from bitlab.course.exercises import registry
 from bitlab.errors import BitlabError
 
@@ -108,6 +109,50 @@ def test_the_model_of_the_full_preset_is_named_in_the_notebook(monkeypatch, caps
     monkeypatch.setenv("BITLAB_PRESET", "full")
     assert course.start("02", "prajjwal1/bert-tiny").model == "prajjwal1/bert-tiny"
     assert course.start("02").model == "minilm"
+
+
+def test_lessons_are_shuffled_batches_without_labels_and_miss_no_row():
+    def collate(rows):
+        return {"input_ids": torch.tensor(rows), "labels": torch.zeros(len(rows))}
+
+    data, lab = (
+        SimpleNamespace(train=list(range(10)), collate=collate),
+        course.Lab("06", "quick", 0, torch.device("cpu")),
+    )
+    lessons = lab.lessons(data, seed=3, steps=5, size=4)
+    assert [list(lesson) for lesson in lessons] == [["input_ids"]] * 5
+    read = torch.stack([lesson["input_ids"] for lesson in lessons]).flatten().tolist()
+    assert sorted(read[:10]) == sorted(read[10:]) == list(range(10)) and read[:10] != read[10:]
+    again, other = (lab.lessons(data, seed=seed, steps=5, size=4) for seed in (3, 4))
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(lessons, again, strict=True))
+    assert not all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(lessons, other, strict=True))
+
+
+# Capstones
+
+
+def test_a_capstone_says_what_is_missing_and_runs_from_end_to_end(monkeypatch, capsys):
+    lab, trained = course.Lab("05", "quick", 0, torch.device("cpu")), []
+    encoder, student, measure, teach = (exercises.find(f"05.{number}").reference for number in (4, 5, 6, 7))
+    monkeypatch.setattr(course.Lab, "train", lambda self, model, data, steps, **rates: trained.append(model))
+    data = lab.data("sst2")
+    capstone.binary_encoder(lab, data, encoder, stub, measure, exercises.find("05.7").wrong[0])
+    assert "fill in 05.5, 05.7 first" in capsys.readouterr().out and not trained
+
+    taught = []
+
+    def teaching(student, teacher, batches):
+        assert student.training and not teacher.training and teacher is trained[0]
+        taught.append(len(batches))
+        teach(student, teacher, batches[:2])
+
+    monkeypatch.setattr(capstone, "filled", lambda *answers: True)
+    capstone.binary_encoder(lab, data, encoder, student, measure, teaching)
+    before, after = capsys.readouterr().out.splitlines()
+    dev = next(iter(data.evaluations.values())).select(range(250))
+    right = (trained[0](**data.collate(list(dev))).logits.argmax(-1) == torch.tensor(dev["labels"])).float().mean()
+    assert before.startswith(f"before float {right:.3f}, ") and after.startswith(f"after  float {right:.3f}, ")
+    assert taught == [50, 50, 50]
 
 
 # Yours beside bitlab's

@@ -10,14 +10,28 @@ import pytest
 import torch
 from matplotlib import colors
 from matplotlib import pyplot as plt
-from tiny_models import tiny
+from tiny_models import batch, tiny, warm_up
 from torch import nn
+from transformers import TrainingArguments
 
+from bitlab import DistillationTrainer, binarize
+from bitlab.attention import binary_attention
 from bitlab.binarizers import elastic
 from bitlab.course import explore, plots
-from bitlab.course.probes import attend, follow, readable, record, snapshot, table
+from bitlab.course.probes import (
+    TENSORS,
+    attend,
+    attention_calls,
+    follow,
+    one_kind,
+    readable,
+    record,
+    snapshot,
+    table,
+    training_losses,
+)
 from bitlab.errors import BitlabError
-from bitlab.layers import BinaryLinear, ElasticBinarizer
+from bitlab.layers import Binarizer, BinaryEmbedding, BinaryLinear, ElasticBinarizer
 
 
 @pytest.fixture(autouse=True)
@@ -359,3 +373,54 @@ def test_a_model_attends_with_the_readers_function_mask_or_none():
     for given, expected in ((tokens, [0.25] * 4), (masked, [0.5, 0.5, 0, 0])):
         probs = model(**given, output_attentions=True).attentions[0]
         assert probs[0, 0, 0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_attention_calls_are_what_each_layer_asks_and_leave_no_trace(binary):
+    model = warm_up(binarize(tiny())) if binary else tiny()
+    inputs = batch(pad=2)
+    before, implementation = model(**inputs).logits, model.config._attn_implementation
+    calls = attention_calls(model, inputs)
+    assert [call.module for call in calls] == [layer.attention.self for layer in model.bert.encoder.layer]
+    with record(model, kinds=nn.Linear, names="attention.output.dense", keep=True) as seen:
+        model(**inputs)
+    for call, (snap,) in zip(calls, seen.values(), strict=True):
+        assert call.query.shape == call.key.shape == call.value.shape == (3, 2, 9, 8)
+        context = binary_attention(*call)[0]
+        torch.testing.assert_close(context.flatten(2), snap.tensor, rtol=0, atol=1e-5)
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(model(**inputs).logits, before)
+
+
+def test_kinds_of_tensors_share_out_a_binary_bert():
+    """Each tensor of layers and word table is of one kind; alone, that kind is at one bit and the rest at 32."""
+    kinds = {kind: in_one_bit(one_kind(tiny(), kind)) for kind in TENSORS}
+    assert kinds["nothing (ReLU for GELU)"] == set()
+    assert all(names for kind, names in kinds.items() if not kind.startswith("nothing"))
+    everything = in_one_bit(binarize(tiny()))
+    assert sorted(name for names in kinds.values() for name in names) == sorted(
+        everything - {"bert.pooler.dense.input_binarizer"}
+    )
+
+
+def in_one_bit(model):
+    binarizers = {name for name, m in model.named_modules() if isinstance(m, Binarizer) and m.bits == 1}
+    weights = {
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, BinaryLinear | BinaryEmbedding) and m.weight_bits == 1
+    }
+    return binarizers | weights
+
+
+def test_training_losses_are_the_trainers_unrounded(tmp_path, capsys):
+    rows = [{name: x[0] for name, x in batch(size=1, seed=seed).items()} for seed in range(12)]
+    quietly = {"disable_tqdm": True, "report_to": [], "save_strategy": "no", "logging_steps": 1}
+    arguments = TrainingArguments(tmp_path, max_steps=4, per_device_train_batch_size=3, use_cpu=True, **quietly)
+    student = binarize(tiny())
+    trainer = DistillationTrainer(student, tiny(), arguments, train_dataset=rows)
+    before = student.classifier.weight.clone()
+    losses = training_losses(trainer)
+    assert losses == pytest.approx([line["loss"] for line in trainer.state.log_history if "loss" in line], abs=1e-4)
+    assert len(losses) == 4 and not torch.equal(student.classifier.weight, before)
+    assert capsys.readouterr().out == ""

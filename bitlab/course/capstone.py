@@ -32,15 +32,21 @@ def binary_encoder(lab: Lab, data, encoder: Callable, student: Callable, measure
     teacher = encoder(len(data.tokenizer)).to(lab.device)
     lab.train(teacher, data, steps=300, learning_rate=5e-4)
     teacher.eval().requires_grad_(False)
-    batches = [data.collate([data.train[i] for i in range(at, at + 32)]).to(lab.device) for at in range(0, 1600, 32)]
-    dev = next(iter(data.evaluations.values()))
-    held_out = [data.collate([dev[i] for i in range(at, at + 50)]).to(lab.device) for at in range(0, 250, 50)]
+    batches = _batches(lab, data, data.train, 1600, size=32)
+    held_out = _batches(lab, data, next(iter(data.evaluations.values())), 250, size=50)
     taught = student(teacher)
     taught.train()(**batches[0])  # alphas
     print("before", _line(measure(teacher, taught.eval(), held_out)))
     for _ in range(3):
         teach(taught.train(), teacher, batches)
     print("after ", _line(measure(teacher, taught.eval(), held_out)))
+
+
+def _batches(lab: Lab, data, rows, most: int, size: int) -> list:
+    """The first rows, `most` of them where there are so many."""
+    places = range(min(most, len(rows)))
+    parts = (places[at : at + size] for at in places[::size])
+    return [data.collate([rows[i] for i in part]).to(lab.device) for part in parts]
 
 
 def _line(found: dict[str, float]) -> str:
