@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import batch, binarizers, tiny, warm_up
 
-from bitlab import BinaryLinear, BitlabError, ElasticBinarizer, binarize, cli, compiled
+from bitlab import BinaryLinear, BitlabError, binarize, cli, compiled
 from bitlab.bench import packed as bench
 from bitlab.binarizers import codes_forward
-from bitlab.packed import backend_status, backends, kernel, load_packed, pack, thresholds
+from bitlab.packed import backend_status, backends, kernel, load_packed, pack
 from bitlab.packed.bits import pack_bits, unpack_bits, unpack_signs
 from bitlab.packed.layers import PackedLinear
 
@@ -105,23 +105,6 @@ def test_numbers_that_are_none_stay_none(bits, backend):
     with backends.use(backend):
         y = packed(x)
     assert y[1].isnan().all() == (bits > 1) and y[[0, 2]].isfinite().all()
-
-
-def test_thresholds_are_where_the_float_expression_turns():
-    torch.manual_seed(1)
-    binarizer = ElasticBinarizer(40, signed=False).eval()
-    with torch.no_grad():
-        binarizer.alpha.fill_(0.7)
-        binarizer.beta.copy_(0.1 * torch.randn(40))
-    bias, scale, width = torch.randn(40), torch.tensor(0.031), 50
-    found = thresholds.after_linear(scale, bias, binarizer, width, relu=True)
-    with torch.no_grad():
-        dots = torch.arange(-width, width + 1.0)[:, None].expand(-1, 40)
-        ones = binarizer(torch.relu(torch.addcmul(bias, dots, scale))) > 0
-    assert torch.equal(ones, dots >= found)
-    assert 0 < ones.float().mean() < 1
-    never = thresholds.smallest(lambda dot: dot > 100, 5, 2)
-    assert never.tolist() == [6, 6]
 
 
 # -------------------------------------------------------------------------------------------------- sanitizers

@@ -21,6 +21,7 @@ SPINE = {
     "05": ("embedding", "binarize", "bits"),
     "06": ("loss", "groups", "loop"),
     "07": ("rescale", "driver"),
+    "08": ("dot", "words", "fold", "c-loop"),
     "11": ("windows", "span-loss", "n-best"),
 }
 LINES = [(number, name) for number, names in SPINE.items() for name in names]

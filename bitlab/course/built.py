@@ -1,9 +1,15 @@
 """Yours beside bitlab's: what the reader wrote in a cell, held against the library's."""
 
+import ctypes
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from bitlab.packed.kernel import compiler
 
 FEW = 10  # lines of a tensor each
 
@@ -62,3 +68,16 @@ def _ran(function: Callable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     leaves = {name: x for name, x in (given | learns).items() if x.requires_grad}
     gradients = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items()}
     return {"value": value.detach()} | {f"gradient of {name}": grad for name, grad in gradients.items()}
+
+
+def compile_c(source: str) -> ctypes.CDLL | None:
+    """C that a cell wrote, compiled for this processor and loaded; prints the command. None where no compiler is."""
+    if compiler() is None:
+        print("no C compiler here: install gcc or clang to run this loop, NumPy stands in for it")
+        return None
+    flags = ["-O3", "-march=native", "-shared", "-fPIC", "-x", "c", "-"]
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded stays when the folder goes
+        library = Path(folder) / "loop.so"
+        subprocess.run([compiler(), *flags, "-o", str(library)], input=source, text=True, check=True)
+        print(Path(compiler()).name, *flags, "-o", library.name)
+        return ctypes.CDLL(str(library))

@@ -27,7 +27,8 @@ def block() -> Axes:
         "product, a float softmax, the set zero and one for the probabilities (02, 04), their product with the "
         "values, a binary linear layer, a float residual and LayerNorm. The feed-forward follows: binarizer, binary "
         "linear layer, ReLU, the set zero and one, binary linear layer, residual and LayerNorm. Around it: a walk "
-        "that builds it (05), distillation (06), multi-step distillation (07), packing (08)."
+        "that builds it (05), distillation (06), multi-step distillation (07), packing (08), other "
+        "methods (09), the tasks of GLUE (10) and SQuAD (11)."
     )
     return ax
 
@@ -87,17 +88,56 @@ def _feed_forward(ax: Axes) -> None:
 def _around(ax: Axes) -> None:
     """What is done with the block, and the legend."""
     rooms = (("05", "a walk puts it\ninto a BERT"), ("06", "a teacher\ntrains it"), ("07", "in steps:\n2 bits, then 1"))
-    rooms += (("08", "packed: bits\non disk"), ("09", "other ways\nto do it"))
-    for place, (room, text) in enumerate(rooms):
-        x = 3.9 + 3.05 * place
+    rooms += (("08", "packed:\nbits on disk"), ("09", "other ways\nto do it"), ("10", "GLUE"), ("11", "SQuAD"))
+    for x, (room, text) in zip((3.4, 6.5, 8.9, 11.4, 13.9, 16.3, 17.9), rooms):
         ax.text(x, 1.45, room, ha="center", va="center", fontsize=8, **_BADGE)
-        ax.text(x + 0.5, 1.45, text, va="center", fontsize=8)
+        ax.text(x + 0.4, 1.45, text, va="center", fontsize=7.5)
     _box(ax, 0.75, 3.5, "", 0.7, bit=True, high=0.45)
     _box(ax, 0.75, 2.8, "", 0.7, high=0.45, ring=True)
     _box(ax, 0.75, 2.1, "", 0.7, high=0.45)
     ax.text(0.75, 1.4, "04", ha="center", va="center", fontsize=8, **_BADGE)
     for y, text in ((3.5, "1-bit weights"), (2.8, "makes or takes bits"), (2.1, "float"), (1.4, "notebook")):
         ax.text(1.25, y, text, va="center", fontsize=7.5)
+
+
+def packed() -> Axes:
+    """How a packed layer computes: weights from the file to the sums, activations from one binarizer to the next."""
+    figure, ax = plt.subplots(figsize=(9.6, 3.9))
+    ax.set(xlim=(0, 19.2), ylim=(0, 7.8))
+    ax.set_aspect("equal")
+    ax.axis("off")
+    for x, wide, text in ((2.0, 2.9, "file:\n1 bit a weight"), (6.2, 2.9, "memory:\nthe same bits")):
+        _box(ax, x, 6.6, text, wide, bit=True)
+    _box(ax, 10.9, 6.6, "first cache: 32 outputs,\nas bits, or opened to ±1 bytes", 4.9, bit=True)
+    _line(ax, (3.45, 6.6), (4.75, 6.6))
+    _line(ax, (7.65, 6.6), (8.45, 6.6))
+    _line(ax, (10.9, 6.02), (10.9, 5.0), (8.3, 5.0), (8.3, 4.18))
+    _box(ax, 1.8, 3.6, "hidden state", 2.6)
+    _binarizer(ax, 4.1, 3.6, "±1")
+    _box(ax, 5.9, 3.6, "codes", 1.6, bit=True)
+    _box(ax, 8.3, 3.6, "multiply\nand add", 1.9, ring=True)
+    _box(ax, 10.7, 3.6, "sums:\nintegers", 1.7, bit=True)
+    _box(ax, 13.4, 3.6, "bias + scale · sum\n− β", 2.7)
+    _binarizer(ax, 15.7, 3.6, "±1")
+    _box(ax, 17.6, 3.6, "codes", 1.6, bit=True)
+    ends = ((3.1, 3.74), (4.46, 5.1), (6.7, 7.35), (9.25, 9.85), (11.55, 12.05), (14.75, 15.34), (16.06, 16.8))
+    for begin, end in ends:
+        _line(ax, (begin, 3.6), (end, 3.6))
+    _box(ax, 13.4, 1.4, "+ residual\nLayerNorm", 2.7)
+    _line(ax, (13.4, 3.0), (13.4, 2.0))
+    _line(ax, (12.05, 1.4), (1.8, 1.4), (1.8, 3.0))
+    ax.text(14.9, 1.4, "only after attention\nand after FFN-2", va="center", fontsize=8)
+    ax.text(7.0, 1.65, "the next hidden state", fontsize=8)
+    ax.text(13.4, 4.45, "16 at a time, in registers", ha="center", fontsize=8)
+    ax.text(17.6, 4.45, "of the next layer", ha="center", fontsize=8)
+    ax.text(0.5, 5.55, "orange: bits and small integers     grey: floats", fontsize=8)
+    figure.set_label(
+        "Data flow of a packed layer. Weights are one bit each in the file and in memory; 32 outputs at a time come "
+        "into the first cache, as bits or opened to bytes. A hidden state (float) becomes codes, codes and weights "
+        "are multiplied and added to integers; scale, bias and threshold are applied in registers, and the next codes "
+        "come out. Only after attention and FFN-2 are there floats in memory: the residual sum and LayerNorm."
+    )
+    return ax
 
 
 _BADGE = {"color": "white", "bbox": {"boxstyle": "round,pad=0.18", "facecolor": INK, "edgecolor": INK}}

@@ -1,0 +1,262 @@
+"""The pictures of notebook 08, packed inference, and the stored measurements that two of them show."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from bitlab import results
+from bitlab.course.plots import COLORS, INK, LOOK
+from bitlab.files import read_json
+from bitlab.packed.bits import pack_bits, unpack_bits
+from bitlab.packed.layers import PackedLinear
+
+OURS = "packed"  # how the names of our contenders begin
+
+
+def threshold(linear: PackedLinear, binarizer, turns: Tensor) -> Callable[[int], Axes]:
+    """For `explore`: a channel's line over the integers, its beta, and the integer from which on its bit is 1.
+
+    Args:
+        linear: a packed layer of one input scale. binarizer: of its output, one bit, signed.
+        turns: (outputs,), what the reader found.
+    """
+
+    def draw(channel: int) -> Axes:
+        turn = int(turns[channel])
+        middle = min(max(turn, 24 - linear.in_features), linear.in_features - 24)
+        dots = torch.arange(middle - 24, middle + 25)
+        y = (linear.bias[channel] + linear.scale() * dots).detach()
+        beta = float(binarizer.beta[channel].detach())
+        _, ax = plt.subplots(figsize=(5.4, 2.7))
+        ax.plot(dots, y, **LOOK["latent"], label="bias + scale · dot")
+        faces = [COLORS["binary"] if dot >= turn else "white" for dot in dots]
+        ax.scatter(dots, y, s=14, c=faces, edgecolors=INK, linewidths=0.6, zorder=3)
+        ax.axhline(beta, color=INK, linestyle=(0, (5, 2)), linewidth=1, label="beta")
+        if abs(turn) <= linear.in_features:
+            ax.axvline(turn - 0.5, **LOOK["binary"], label=f"bit = 1 from dot = {turn} on")
+        ax.set(xlabel="dot product (an integer)", ylabel="value before the sign", title=f"query channel {channel}")
+        ax.legend(fontsize=8, loc="upper left")
+        ax.figure.set_label(f"Query channel {channel}: a line that crosses beta; the bit is 1 from {turn} on.")
+        return ax
+
+    return draw
+
+
+@torch.no_grad()
+def positive(model, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Probabilities of the second class."""
+    return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.softmax(-1)[:, 1]
+
+
+def damage(
+    flipped: Callable, healthy: Tensor, packed, hundred: Mapping[str, Tensor], tokenizer
+) -> Callable[[str, str, int, int], list[Axes]]:
+    """For `explore`: what some flipped weight bits do to one sentence, and to a hundred.
+
+    Args:
+        flipped: (layer, bits, seed) -> a damaged copy of the model.
+        healthy: what the packed model itself says of the hundred.
+    """
+
+    def draw(sentence: str, layer: str, bits: int, seed: int) -> list[Axes]:
+        damaged, size = flipped(layer, bits, seed), _bits(packed.get_submodule(layer))
+        one = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=64)
+        answers, after = [positive(model, one).item() for model in (packed, damaged)], positive(damaged, hundred)
+        kept = (after > 0.5) == (healthy > 0.5)
+        _, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), width_ratios=(4, 3))
+        faces = [COLORS["binary"], "white"]
+        bars = axes[0].barh(["undamaged", "damaged"], answers, color=faces, edgecolor=INK, height=0.5)
+        bars[1].set_hatch("////")
+        axes[0].bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        title = f"{min(bits, size):,} of {size:,} bits flipped"
+        axes[0].set(title=title, xlim=(0, 1.15), xlabel="probability of positive")
+        axes[0].invert_yaxis()
+        axes[1].axline((0, 0), slope=1, color=INK, linewidth=0.7, zorder=0)
+        faces = [COLORS["binary"] if same else "white" for same in kept]
+        axes[1].scatter(healthy, after, s=18, c=faces, edgecolors=INK, linewidths=0.6)
+        told = f"{int(kept.sum())} of {len(kept)} answers kept"
+        axes[1].set(title=told, xlabel="undamaged", ylabel="damaged", ylim=(-0.04, 1.04))
+        axes[0].figure.set_label(f"Flipped bits move {answers[0]:.2f} to {answers[1]:.2f}; {told}.")
+        return list(axes)
+
+    return draw
+
+
+def flip(packed, layer: str, bits: int, seed: int):
+    """A copy of a packed model with so many weight bits of a layer, drawn by the seed, turned over."""
+    model = copy.deepcopy(packed)
+    linear = model.get_submodule(layer)
+    signs = unpack_bits(linear.weight, linear.in_features)
+    places = torch.randperm(signs.numel(), generator=torch.Generator().manual_seed(seed))[:bits]
+    signs.view(-1)[places] ^= True
+    linear.weight.copy_(pack_bits(signs))
+    return model
+
+
+def _bits(linear: PackedLinear) -> int:
+    return linear.in_features * linear.out_features
+
+
+def size(parts: Mapping[str, float], whole: float) -> Axes:
+    """What a packed model is made of, MiB by kind, on one bar; `whole` is the float model's."""
+    _, ax = plt.subplots(figsize=(7, 1.6))
+    left, shades = 0.0, (COLORS["binary"], "#fbd29b", "#b9b9b9", COLORS["float"])
+    for (name, mib), shade in zip(parts.items(), shades):
+        ax.barh(0, mib, left=left, color=shade, edgecolor=INK, label=f"{name}: {mib:.2f}")
+        left += mib
+    ax.axvline(13.4, color=INK, linestyle=(0, (1, 2)), label="printed in the papers: 13.4")
+    ax.set(yticks=[], xlabel=f"MiB, {left:.1f} in all; in float {whole:.1f}", ylim=(-0.5, 0.5))
+    ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    told = ", ".join(f"{name} {mib:.2f}" for name, mib in parts.items())
+    ax.figure.set_label(f"BERT-base in bits, one bar in MiB: {told}; the papers print 13.4, float has {whole:.0f}.")
+    return ax
+
+
+def roofline(
+    points: Mapping[str, Sequence[tuple[int, float, float]]], limits: Mapping[str, float], bandwidth: float
+) -> Axes:
+    """Speed against work for each byte, both on logarithmic axes, under the roofs of the processor.
+
+    Args:
+        points: contender -> (tokens, multiply-adds a byte, multiply-adds a second).
+        limits: name -> multiply-adds a second in registers alone. bandwidth: bytes a second.
+    """
+    _, ax = plt.subplots(figsize=(7.4, 3.9))
+    looks = {"torch float32": ("float", "o"), "your C loop": ("latent", "s"), "bitlab": ("binary", "D")}
+    reach = np.geomspace(0.1, 1000.0, 200)
+    for (name, limit), line in zip(limits.items(), ("-.", ":", "-")):
+        ax.plot(reach, np.minimum(reach * bandwidth, limit) / 1e9, color="#999999", linestyle=line, linewidth=1.3)
+        ax.text(reach[-1], limit / 1e9 * 1.12, f"{name}, in registers", ha="right", fontsize=8, color="#555555")
+    ax.text(0.11, 0.3 * bandwidth / 1e9, f"reading\n{bandwidth / 1e9:.0f} GB a second", fontsize=8, color="#555555")
+    for name, measured in points.items():
+        role, marker = looks[name]
+        xs, ys = [p[1] for p in measured], [p[2] / 1e9 for p in measured]
+        look = {"marker": marker, "color": COLORS[role], "markeredgecolor": INK, "markersize": 7}
+        ax.plot(xs, ys, linestyle="-", linewidth=0.8, label=name, **look)
+        for (tokens, _, _), x, y in zip(measured, xs, ys):
+            ax.annotate(str(tokens), (x, y), (6, -9), textcoords="offset points", fontsize=7.5)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=reach[[0, -1]],
+        xlabel="multiply-adds for each byte that is read or written (log)",
+    )
+    ax.set_ylabel("billion multiply-adds\na second (log)")
+    ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{tokens} tokens {speed / 1e9:.1f}" for tokens, _, speed in measured)
+        for name, measured in points.items()
+    )
+    ax.figure.set_label(f"A roofline of one linear layer, billion multiply-adds a second. {told}.")
+    return ax
+
+
+def milliseconds(rows: Sequence[Mapping], title: str, ax: Axes | None = None) -> Axes:
+    """Contenders of one bench, fastest below: a bar from zero each, with its factor against float32."""
+    ax = ax or plt.subplots(figsize=(7, 0.7 + 0.3 * len(rows)))[1]
+    slowest = max(row["seconds"] for row in rows) * 1e3
+    for place, row in enumerate(rows):
+        name, time = row["contender"], row["seconds"] * 1e3
+        face = COLORS["binary"] if name.startswith(OURS) else COLORS["float"] if name == "float32" else "#cfcfcf"
+        hatch = "////" if name == "fake-quant" else None
+        ax.barh(place, time, color="white" if hatch else face, hatch=hatch, edgecolor=INK, linewidth=0.8)
+        text = f"{time:.1f} ms" + ("" if name == "float32" else f", {row['ratio']:.1f} times")
+        ax.annotate(text, (time, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set_yticks(range(len(rows)), [_name(row["contender"]) for row in rows], fontsize=8)
+    ax.set(title=title, xlabel="milliseconds", xlim=(0, 1.3 * slowest))
+    ax.grid(visible=False)
+    told = ", ".join(f"{_name(row['contender'])} {row['seconds'] * 1e3:.1f}" for row in rows)
+    ax.figure.set_label(f"{title}, bars of milliseconds: {told}.")
+    return ax
+
+
+def _name(contender: str) -> str:
+    """ "packed, c, W1A4" -> "ours, W1A4"."""
+    named = {"packed, c": "ours, W1A1", "packed, int8": "ours, no compiler", "fake-quant": "bits kept in floats"}
+    return named.get(contender, contender.replace("packed, c,", "ours,"))
+
+
+def stored_speeds(what: str) -> dict[str, list[dict]]:
+    """Stored benches of an encoder with engines beside ours: a title that names the processor -> its rows.
+
+    Args:
+        what: how the bench names it, "12 layers, length 128, batch 1".
+    """
+    found = {}
+    for path in sorted((results.SHIPPED / "speed").glob("*.json")):
+        bench = read_json(path) or {}
+        rows = [row for row in bench.get("rows", ()) if row.get("what") == what]
+        if any("int8" in row["contender"] and not row["contender"].startswith(OURS) for row in rows):
+            found[f"{rows[0]['processor'].split(' (')[0]} ({bench['kernel']['name']}), {what}"] = rows
+    return found
+
+
+def engines(stored: Mapping[str, Sequence[Mapping]], most: int = 2) -> list[Axes]:
+    """A panel of milliseconds for each stored bench."""
+    chosen = dict(list(stored.items())[:most])
+    rows = max(map(len, chosen.values()))
+    _, axes = plt.subplots(len(chosen), 1, figsize=(7.4, len(chosen) * (0.9 + 0.27 * rows)), squeeze=False)
+    told = []
+    for ax, (title, measured) in zip(axes[:, 0], chosen.items()):
+        milliseconds(measured, f"stored: {title}", ax)
+        told.append(ax.figure.get_label())
+    axes[0, 0].figure.set_label(" ".join(told))
+    return list(axes[:, 0])
+
+
+def fastest(
+    stored: Mapping[str, Sequence[Mapping]], live: Sequence[Mapping], scored: Mapping[str, float]
+) -> tuple[dict[str, float], str, str]:
+    """Milliseconds by precision, of the first stored bench, or of this run's where none is stored.
+
+    Args:
+        scored: engines whose score is known.
+
+    Returns:
+        Milliseconds of "float32", "bf16", "int8" (of each the fastest engine) and ours; the name of that int8 engine;
+        where the times are from.
+    """
+    title, rows = next(iter(stored.items()), ("this run", live))
+    seconds = {row["contender"]: row["seconds"] for row in rows}
+    engine = min((name for name in seconds if "int8" in name and name in scored), key=seconds.get)
+    bf16 = min(time for name, time in seconds.items() if "bf16" in name)
+    times = {"float32": seconds["float32"], "bf16": bf16, "int8": seconds[engine]}
+    ours = {"W1A4": "packed, c, W1A4", "W1A2": "packed, c, W1A2", "W1A1": "packed, c"}
+    times |= {precision: seconds[name] for precision, name in ours.items() if name in seconds}
+    return {name: 1e3 * time for name, time in times.items()}, engine, title.split(",")[0]
+
+
+def trade(score: Mapping[str, float], mib: Mapping[str, float], ms: Mapping[str, float], source: str) -> list[Axes]:
+    """What one gives for what: score, size and time of some precisions, three panels of bars from zero.
+
+    Args:
+        score: accuracy, a fraction, by precision. mib, ms: the same names. source: of the times, a short line.
+    """
+    panels = {"accuracy on SST-2 (stored)": score, "MiB": mib, f"milliseconds ({source})": ms}
+    figure, axes = plt.subplots(1, 3, figsize=(9.4, 0.9 + 0.36 * len(score)), sharey=True)
+    for ax, (title, numbers) in zip(axes, panels.items()):
+        for place, name in enumerate(score):
+            if name not in numbers:
+                ax.annotate("not stored", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+                continue
+            face = COLORS["binary"] if name.startswith("W1") else COLORS["float"] if place == 0 else "#cfcfcf"
+            ax.barh(place, numbers[name], height=0.66, color=face, edgecolor=INK, linewidth=0.8)
+            text = f"{numbers[name]:.3f}".lstrip("0") if numbers is score else f"{numbers[name]:.1f}"
+            ax.annotate(text, (numbers[name], place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.set(title=title, xlim=(0, 1.25 * max(numbers.values())))
+        ax.title.set_fontsize(9)
+        ax.grid(visible=False)
+    axes[0].axvline(0.509, color=INK, linestyle=(0, (1, 2)), linewidth=1.1)
+    axes[0].set_yticks(range(len(score)), score)
+    axes[0].invert_yaxis()
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{numbers[name]:.3g}" for numbers in panels.values() if name in numbers)
+        for name in score
+    )
+    figure.set_label(f"Three panels of bars, accuracy, MiB and milliseconds. {told}. Guessing scores 0.509.")
+    return list(axes)
