@@ -44,39 +44,33 @@ static void kept_keys(const float *mask, const Sizes *n, long *first, long *last
 static int probabilities(const Attention *a, const Sizes *n, const Codes *query, long at, long row, long count,
                          long first, long keys, const float *mask, Scratch *s, const Codes *probs)
 {
-    long room = rounded(keys, LANES);
-    int none = 0;
+    const long room = rounded(keys, LANES);
+    const Floats scale = all(a->score_scale);
     for (long j = 0; j < keys; j += LANES) {
         const Panel panel = panel_at(s->keys, j / LANES, query->steps);
-        multiply(a->kernel, query, at + row, count, &panel, s->c);
-        for (long r = 0; r < count; r++) {
-            Floats score = mul(from_ints(s->c[r]), all(a->score_scale));
-            if (mask)
-                score = add(score, load_some(mask + (row + r) * n->mask_query + first + j, keys - j, 0));
-            store(s->scores + r * room + j, score);
-        }
+        multiply(a->kernel, query, at + row, count, &panel, s->products + j, room);
     }
     for (long r = 0; r < count; r++) {
         float *scores = s->scores + r * room;
+        for (long j = 0; j < keys; j += LANES) {
+            Floats score = mul(from_ints(s->products + r * room + j), scale);
+            if (mask)
+                score = add(score, load_some(mask + (row + r) * n->mask_query + first + j, keys - j, 0));
+            store(scores + j, score);
+        }
         for (long j = keys; j < room; j++)
             scores[j] = -INFINITY;
-        none |= softmax_codes(scores, keys, (int)n->lanes, n->length < n->lanes, &a->probs, probs, r);
     }
-    return none;
+    return softmax_codes(s->scores, count, keys, (int)n->lanes, n->length < n->lanes, a->probs, probs);
 }
 
-/* Codes of `count` channels of a row's context, from `channel` on. */
+/* Codes of up to 32 channels of a row's context, which begin anywhere. */
 static int context_codes(const Attention *a, const int32_t *sums, Floats beta, long row, long channel, long count)
 {
     int8_t codes[LANES];
-    int none = codes_of(sub(mul(from_ints(sums), all(a->context_scale)), beta), &a->after, codes);
-    while (count) { /* in two pieces where they lie in two steps */
-        long at = channel % STEP, piece = STEP - at < count ? STEP - at : count;
-        memcpy(codes_at(&a->context, row, channel / STEP) + at, codes, (size_t)piece);
-        memmove(codes, codes + piece, (size_t)(LANES - piece));
-        channel += piece;
-        count -= piece;
-    }
+    int none = codes_of(sub(mul(from_ints(sums), all(a->context_scale)), beta), a->after, codes, LANES);
+    for (long i = 0; i < count; i++, channel++)
+        codes_at(&a->context, row, channel / STEP)[channel % STEP] = codes[i];
     return none;
 }
 
@@ -89,6 +83,7 @@ static int attend(const Attention *a, const Sizes *n, long example, long head, S
     kept_keys(mask, n, &first, &last);
     long keys = last - first, key_steps = ceil_div(keys, STEP);
     Codes query = a->query, key = a->key, value = a->value, probs = codes_in(s->probs, key_steps, 1, 1);
+    const Product context = {.scale = a->context_scale, .least = -INFINITY, .rounds_once = 1, .set = a->after, .out = a->context};
     query.first = key.first = value.first = head * query.steps;
     for (long j = 0; j < keys; j += LANES) {
         Panel panel = panel_at(s->keys, j / LANES, key.steps);
@@ -105,11 +100,14 @@ static int attend(const Attention *a, const Sizes *n, long example, long head, S
         none |= probabilities(a, n, &query, at, row, count, first, keys, mask, s, &probs);
         for (long j = 0; j < width; j += LANES) {
             const Panel panel = panel_at(s->values, j / LANES, key_steps);
-            long channel = head * width + j, channels = width - j < LANES ? width - j : LANES;
-            Floats beta = load_some(a->after.beta + channel, channels, 0);
-            multiply(a->kernel, &probs, 0, count, &panel, s->c);
-            for (long r = 0; r < count; r++)
-                none |= context_codes(a, s->c[r], beta, example * n->length + row + r, channel, channels);
+            const long channel = head * width + j, channels = width - j < LANES ? width - j : LANES;
+            const Block block = {channel, channels, channel, all(0), load_some(a->after.beta + channel, channels, 0)};
+            multiply(a->kernel, &probs, 0, count, &panel, s->c[0], LANES);
+            if (width % LANES == 0)
+                none |= finish_codes(&context, &block, example * n->length + row, count, s->c);
+            else
+                for (long r = 0; r < count; r++)
+                    none |= context_codes(a, s->c[r], block.beta, example * n->length + row + r, channel, channels);
         }
     }
     return none;

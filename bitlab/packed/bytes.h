@@ -157,7 +157,7 @@ static void open_values(const Codes *values, long row, long length, long channel
 
 #endif
 
-/* Multiplying: c[r][n] = sum over k of row r times column n, for up to 32 rows. ------------------------------------ */
+/* Multiplying: c[r][n] = sum over k of row r times column n, for up to 32 rows, `stride` numbers apart. ----------- */
 
 #ifdef QUADS
 
@@ -176,7 +176,7 @@ static void sum_columns(Panel *p)
 }
 
 static inline void multiply_rows(const Codes *a, long row, long count, const Panel *p, const int32_t *start,
-                                 int32_t c[][LANES])
+                                 int32_t *c, long stride)
 {
     __m512i sum[AT_ONCE][2];
     for (int r = 0; r < AT_ONCE; r++)
@@ -197,19 +197,19 @@ static inline void multiply_rows(const Codes *a, long row, long count, const Pan
     }
     for (int r = 0; r < count; r++)
         for (int h = 0; h < 2; h++)
-            _mm512_storeu_si512(c[r] + 16 * h, sum[r][h]);
+            _mm512_storeu_si512(c + r * stride + 16 * h, sum[r][h]);
 }
 
-static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride)
 {
     int32_t start[LANES];
     for (int n = 0; n < LANES; n++)
         start[n] = a->is_unsigned ? 0 : -OFFSET * p->sums[n];
     for (long r = 0; r < count; r += AT_ONCE) {
         if (count - r >= AT_ONCE) /* a constant: unrolled */
-            multiply_rows(a, row + r, AT_ONCE, p, start, c + r);
+            multiply_rows(a, row + r, AT_ONCE, p, start, c + r * stride, stride);
         else
-            multiply_rows(a, row + r, count - r, p, start, c + r);
+            multiply_rows(a, row + r, count - r, p, start, c + r * stride, stride);
     }
 }
 
@@ -219,7 +219,7 @@ static void multiply_bytes(const Codes *a, long row, long count, const Panel *p,
 static void sum_columns(Panel *p) { (void)p; }
 
 /* Plain loops, which compilers turn into whatever the processor has for products of bytes. */
-static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride)
 {
     for (long r = 0; r < count; r++)
         for (int n = 0; n < LANES; n++) {
@@ -233,7 +233,7 @@ static void multiply_bytes(const Codes *a, long row, long count, const Panel *p,
                     for (int k = 0; k < STEP; k++)
                         sum += (int16_t)x[k] * (int16_t)w[k];
             }
-            c[r][n] = sum;
+            c[r * stride + n] = sum;
         }
 }
 

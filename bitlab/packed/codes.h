@@ -10,6 +10,9 @@
 #define STEP 64  /* channels at a time */
 #define TALL 16  /* rows of a tile; 1 << 4 */
 
+/* What takes vectors: a call would bring them through memory. */
+#define ALWAYS static inline __attribute__((always_inline))
+
 typedef struct {
     int8_t *codes;     /* [rows / 16][width][16][64] */
     long width;        /* steps of a row */
@@ -26,6 +29,9 @@ static inline int8_t *codes_at(const Codes *a, long row, long step)
 {
     return a->codes + (((row >> 4) * a->width + a->first + step) * TALL + (row & 15)) * STEP;
 }
+
+/* Code number `at` of a row whose codes begin at `tile`. */
+static inline int8_t *in_tile(int8_t *tile, long at) { return tile + at / STEP * (TALL * STEP) + at % STEP; }
 
 /* Codes of whole rows, or with `heads`, of one head of a row. */
 static inline Codes codes_in(void *memory, long steps, long heads, int is_unsigned)

@@ -31,7 +31,7 @@ static inline Floats mul(Floats a, Floats b) { EACH_HALF(_mm512_mul_ps(a.half[h]
 static inline Floats fma32(Floats a, Floats b, Floats c) { EACH_HALF(_mm512_fmadd_ps(a.half[h], b.half[h], c.half[h])) }
 /* The greater; b where one of them is no number. */
 static inline Floats greater(Floats a, Floats b) { EACH_HALF(_mm512_max_ps(a.half[h], b.half[h])) }
-static inline float greatest(Floats a) { return _mm512_reduce_max_ps(_mm512_max_ps(a.half[0], a.half[1])); }
+ALWAYS float greatest(Floats a) { return _mm512_reduce_max_ps(_mm512_max_ps(a.half[0], a.half[1])); }
 
 #else
 
@@ -52,7 +52,7 @@ static inline Floats sub(Floats a, Floats b) { EACH_LANE(a.x[l] - b.x[l]) }
 static inline Floats mul(Floats a, Floats b) { EACH_LANE(a.x[l] * b.x[l]) }
 static inline Floats fma32(Floats a, Floats b, Floats c) { EACH_LANE(fmaf(a.x[l], b.x[l], c.x[l])) }
 static inline Floats greater(Floats a, Floats b) { EACH_LANE(a.x[l] > b.x[l] ? a.x[l] : b.x[l]) }
-static inline float greatest(Floats a)
+ALWAYS float greatest(Floats a)
 {
     for (int half = LANES / 2; half; half /= 2)
         for (int l = 0; l < half; l++)
@@ -63,7 +63,7 @@ static inline float greatest(Floats a)
 #endif
 
 /* `count` floats and zeros (or whatever `rest` is). */
-static inline Floats load_some(const float *p, long count, float rest)
+ALWAYS Floats load_some(const float *p, long count, float rest)
 {
     if (count >= LANES)
         return load(p);
@@ -74,7 +74,7 @@ static inline Floats load_some(const float *p, long count, float rest)
 }
 
 /* The first `count` of them. */
-static inline void store_some(float *p, Floats a, long count)
+ALWAYS void store_some(float *p, Floats a, long count)
 {
     if (count >= LANES) {
         store(p, a);
@@ -91,23 +91,24 @@ static inline void store_some(float *p, Floats a, long count)
  * products that want them without a sign. */
 typedef struct {
     const float *beta; /* [channels], or NULL for none */
-    float alpha, inverse, low, high;
-    int sign;
+    float alpha, inverse, low, high, turn;
+    int one_bit, sign;
     int32_t offset;
 } Set;
 
 static Set make_set(const float *alpha, const float *beta, int bits, int is_signed, int32_t offset)
 {
-    Set s = {beta, *alpha < SMALLEST_ALPHA ? SMALLEST_ALPHA : *alpha, 0, 0, 0, bits == 1 && is_signed, 0};
+    Set s = {beta, *alpha < SMALLEST_ALPHA ? SMALLEST_ALPHA : *alpha, 0, 0, 0, 0, bits == 1, bits == 1 && is_signed, 0};
     s.inverse = 1 / s.alpha;
     s.low = is_signed ? -(float)(1 << (bits - 1)) : 0;
     s.high = (float)(is_signed ? (1 << (bits - 1)) - 1 : (1 << bits) - 1);
+    s.turn = 0.5f - (float)(4 << bits) / (1 << 24);
     s.offset = is_signed ? offset : 0;
     return s;
 }
 
 /* Codes by division. Returns whether a number was none (a code can't say so; the sign of no number is -1). */
-static int divided_codes(Floats v, Set s, int8_t *codes)
+__attribute__((noinline)) static int divided_codes(Floats v, Set s, int8_t *codes)
 {
     float x[LANES];
     int none = 0;
@@ -122,76 +123,85 @@ static int divided_codes(Floats v, Set s, int8_t *codes)
     return none;
 }
 
-/* 32 codes, as divided_codes makes them. Multiplying by 1 / alpha is ten times as fast as dividing by alpha, and
- * differs in the last bits. That matters next to a half only, where rounding turns: there, all 32 are divided. */
-#define NEXT_TO_A_HALF 0.4998f
-
+/* 32 codes, as divided_codes makes them, or 1 if it has to make them.
+ *
+ * One bit: x / alpha rounds to more than a half if x > alpha / 2, and only then: the next float after alpha / 2 is more
+ * than 2^-24 of it away. More bits: multiplying by 1 / alpha is ten times as fast as dividing by alpha, and differs by up
+ * to 3 / 2^24 of what comes out. That matters only where this brings it past a half, where rounding turns. */
 #ifdef __AVX512BW__
 
-static inline int codes_of(Floats v, const Set *s, int8_t *codes)
+ALWAYS uint32_t quick_codes(Floats v, Set s, int8_t *codes)
 {
-    if (s->sign) {
-        __mmask32 up = _mm512_cmp_ps_mask(v.half[1], _mm512_setzero_ps(), _CMP_GE_OQ);
-        up = up << 16 | _mm512_cmp_ps_mask(v.half[0], _mm512_setzero_ps(), _CMP_GE_OQ);
-        __m256i plus = _mm256_set1_epi8((char)(s->offset + 1)), minus = _mm256_set1_epi8((char)(s->offset - 1));
-        _mm256_storeu_si256((__m256i *)codes, _mm256_mask_blend_epi8(up, minus, plus));
-        return 0;
+    uint32_t look = 0;
+    if (s.one_bit) {
+        __mmask32 up = 0;
+        for (int h = 0; h < 2; h++) {
+            __m512 half = _mm512_set1_ps(s.alpha / 2);
+            up |= (__mmask32)(s.sign ? _mm512_cmp_ps_mask(v.half[h], _mm512_setzero_ps(), _CMP_GE_OQ)
+                                     : _mm512_cmp_ps_mask(v.half[h], half, _CMP_GT_OQ)) << 16 * h;
+            look |= s.sign ? 0 : _mm512_cmp_ps_mask(v.half[h], v.half[h], _CMP_UNORD_Q);
+        }
+        __m256i high = _mm256_set1_epi8((char)(s.offset + 1)), low = _mm256_set1_epi8((char)(s.offset - s.sign));
+        _mm256_storeu_si256((__m256i *)codes, _mm256_mask_blend_epi8(up, low, high));
+        return look;
     }
-    __mmask16 look = 0;
     for (int h = 0; h < 2; h++) {
-        __m512 q = _mm512_mul_ps(v.half[h], _mm512_set1_ps(s->inverse));
-        q = _mm512_min_ps(_mm512_set1_ps(s->high), _mm512_max_ps(_mm512_set1_ps(s->low), q)); /* none stays none */
+        __m512 q = _mm512_mul_ps(v.half[h], _mm512_set1_ps(s.inverse));
+        q = _mm512_min_ps(_mm512_set1_ps(s.high), _mm512_max_ps(_mm512_set1_ps(s.low), q)); /* none stays none */
         __m512i code = _mm512_cvtps_epi32(q);
         __m512 away = _mm512_abs_ps(_mm512_sub_ps(q, _mm512_cvtepi32_ps(code)));
-        look |= _mm512_cmp_ps_mask(away, _mm512_set1_ps(NEXT_TO_A_HALF), _CMP_NLE_UQ);
-        code = _mm512_add_epi32(code, _mm512_set1_epi32(s->offset));
+        look |= _mm512_cmp_ps_mask(away, _mm512_set1_ps(s.turn), _CMP_NLE_UQ);
+        code = _mm512_add_epi32(code, _mm512_set1_epi32(s.offset));
         _mm_storeu_si128((__m128i *)(codes + 16 * h), _mm512_cvtepi32_epi8(code));
     }
-    return look ? divided_codes(v, *s, codes) : 0;
+    return look;
 }
 
 #else
 
-static inline int codes_of(Floats v, const Set *s, int8_t *codes)
+ALWAYS uint32_t quick_codes(Floats v, Set s, int8_t *codes)
 {
     int look = 0;
-    for (int l = 0; s->sign && l < LANES; l++)
-        codes[l] = (int8_t)(s->offset + (v.x[l] >= 0 ? 1 : -1));
-    for (int l = 0; !s->sign && l < LANES; l++) {
-        float q = v.x[l] * s->inverse;
-        look |= q != q;
-        q = q > s->low ? q : s->low;
-        q = q < s->high ? q : s->high;
-        float r = rintf(q);
-        look |= fabsf(q - r) > NEXT_TO_A_HALF;
-        codes[l] = (int8_t)((int32_t)r + s->offset);
+    for (int l = 0; s.one_bit && l < LANES; l++) {
+        codes[l] = (int8_t)(s.offset + ((s.sign ? v.x[l] >= 0 : v.x[l] > s.alpha / 2) ? 1 : -s.sign));
+        look |= !s.sign && v.x[l] != v.x[l];
     }
-    return look ? divided_codes(v, *s, codes) : 0;
+    for (int l = 0; !s.one_bit && l < LANES; l++) {
+        float q = v.x[l] * s.inverse;
+        look |= q != q;
+        q = q > s.low ? q : s.low;
+        q = q < s.high ? q : s.high;
+        float r = rintf(q);
+        look |= fabsf(q - r) > s.turn;
+        codes[l] = (int8_t)((int32_t)r + s.offset);
+    }
+    return (uint32_t)look;
 }
 
 #endif
 
-/* The first `count` codes, and the code 0 after them. */
-static inline int some_codes(Floats v, const Set *s, int8_t *codes, long count)
+/* The first `count` codes, and the code 0 after them. Returns whether a number was none. */
+ALWAYS int codes_of(Floats v, Set s, int8_t *codes, long count)
 {
-    int none = codes_of(v, s, codes);
+    int none = quick_codes(v, s, codes) ? divided_codes(v, s, codes) : 0;
     if (count < LANES)
-        memset(codes + count, s->offset, (size_t)(LANES - count));
+        memset(codes + count, s.offset, (size_t)(LANES - count));
     return none;
 }
 
 /* The codes of one row, padded to whole steps. */
-static int row_codes(const float *x, const Set *s, long width, const Codes *to, long row)
+static int row_codes(const float *x, Set s, long width, const Codes *to, long row)
 {
+    int8_t *tile = codes_at(to, row, 0);
     int none = 0;
     for (long at = 0; at < to->steps * STEP; at += LANES) {
-        int8_t *codes = codes_at(to, row, at / STEP) + at % STEP;
+        int8_t *codes = in_tile(tile, at);
         if (at >= width) {
-            memset(codes, s->offset, LANES);
+            memset(codes, s.offset, LANES);
             continue;
         }
-        Floats v = load_some(x + at, width - at, 0), beta = load_some(s->beta + at, width - at, 0);
-        none |= some_codes(sub(v, beta), s, codes, width - at);
+        Floats v = load_some(x + at, width - at, 0), beta = load_some(s.beta + at, width - at, 0);
+        none |= codes_of(sub(v, beta), s, codes, width - at);
     }
     return none;
 }
@@ -241,8 +251,8 @@ static void join(Moments *into, const Moments *from)
     into->count = count;
 }
 
-/* Running means of `vectors` vectors from x on, of ROWS rows at once. */
-static void chunk_moments(const float *x, long stride, long vectors, Moments m[ROWS])
+/* Running means of `vectors` vectors of ROWS rows at once. */
+static void chunk_moments(const float *const x[ROWS], long first, long vectors, Moments m[ROWS])
 {
     Wide mean[ROWS], sum[ROWS];
     for (int r = 0; r < ROWS; r++)
@@ -250,7 +260,7 @@ static void chunk_moments(const float *x, long stride, long vectors, Moments m[R
     for (long j = 0; j < vectors; j++) {
         Wide share = wide_all(1.0f / (float)(j + 1));
         for (int r = 0; r < ROWS; r++) {
-            Wide value = wide_load(x + r * stride + j * WIDE), away = wide_sub(value, mean[r]);
+            Wide value = wide_load(x[r] + first + j * WIDE), away = wide_sub(value, mean[r]);
             mean[r] = wide_fma(away, share, mean[r]);
             sum[r] = wide_fma(away, wide_sub(value, mean[r]), sum[r]);
         }
@@ -262,39 +272,48 @@ static void chunk_moments(const float *x, long stride, long vectors, Moments m[R
     }
 }
 
-/* Mean and variance of one row from its lanes and what is left over at its end. */
-static void row_moments(const Moments *lanes, const float *rest, long left, float *mean, float *variance)
+/* Means and variances of ROWS rows from their lanes, and from what is left over at their ends. */
+static void row_moments(const Moments lanes[ROWS], const float *const rest[ROWS], long left, float *mean, float *variance)
 {
-    float m = 0, sum = 0;
     long count = 0;
-    for (; count < left; count++) {
-        float away = rest[count] - m;
-        m += away / (float)(count + 1);
-        sum += away * (rest[count] - m);
+    for (int r = 0; r < ROWS; r++)
+        mean[r] = variance[r] = 0;
+    for (; count < left; count++)
+        for (int r = 0; r < ROWS; r++) {
+            float away = rest[r][count] - mean[r];
+            mean[r] += away / (float)(count + 1);
+            variance[r] += away * (rest[r][count] - mean[r]);
+        }
+    for (int l = 0; l < WIDE && lanes[0].count; l++) {
+        float share = (float)lanes[0].count / (float)(count + lanes[0].count);
+        for (int r = 0; r < ROWS; r++) {
+            float away = lanes[r].mean[l] - mean[r];
+            mean[r] = fmaf(share, away, mean[r]);
+            variance[r] += fmaf(away * away * share, (float)count, lanes[r].sum[l]);
+        }
+        count += lanes[0].count;
     }
-    for (int l = 0; l < WIDE && lanes->count; l++) {
-        float away = lanes->mean[l] - m, share = (float)lanes->count / (float)(count + lanes->count);
-        m = fmaf(share, away, m);
-        sum += fmaf(away * away * share, (float)count, lanes->sum[l]);
-        count += lanes->count;
-    }
-    *mean = m;
-    *variance = sum / (float)count;
+    for (int r = 0; r < ROWS; r++)
+        variance[r] /= (float)count;
 }
 
-/* y = (x - mean) / sqrt(variance + eps) * weight + bias for ROWS rows. x and y may be the same. */
-static void layer_norm(const float *x, float *y, long width, const float *weight, const float *bias, float eps)
+/* x = (x - mean) / sqrt(variance + eps) * weight + bias, for up to ROWS rows. */
+static void layer_norm(float *x, long rows, long width, const float *weight, const float *bias, float eps)
 {
+    const float *from[ROWS];
+    float mean[ROWS], variance[ROWS];
     Moments tree[DEEP][ROWS];
     long vectors = width / WIDE, chunks = (vectors + CHUNK - 1) / CHUNK;
     int depth = 1;
+    for (int r = 0; r < ROWS; r++)
+        from[r] = x + (r < rows ? r : 0) * width;
     while ((1L << depth) < chunks)
         depth++;
     memset(tree, 0, (size_t)depth * sizeof tree[0]);
     for (long i = 0; i < chunks; i++) {
         Moments chunk[ROWS];
         long left = vectors - i * CHUNK;
-        chunk_moments(x + i * CHUNK * WIDE, width, left < CHUNK ? left : CHUNK, chunk);
+        chunk_moments(from, i * CHUNK * WIDE, left < CHUNK ? left : CHUNK, chunk);
         for (int r = 0; r < ROWS; r++)
             join(&tree[0][r], &chunk[r]);
         for (int level = 1; level < depth && !((i + 1) >> (level - 1) & 1); level++)
@@ -303,14 +322,17 @@ static void layer_norm(const float *x, float *y, long width, const float *weight
                 memset(&tree[level - 1][r], 0, sizeof tree[0][0]);
             }
     }
-    for (int r = 0; r < ROWS; r++) {
-        float mean, variance;
-        for (int level = 1; level < depth; level++)
+    for (int level = 1; level < depth; level++)
+        for (int r = 0; r < ROWS; r++)
             join(&tree[0][r], &tree[level][r]);
-        row_moments(&tree[0][r], x + r * width + vectors * WIDE, width - vectors * WIDE, &mean, &variance);
-        float factor = 1 / sqrtf(variance + eps);
+    for (int r = 0; r < ROWS; r++)
+        from[r] += vectors * WIDE;
+    row_moments(tree[0], from, width - vectors * WIDE, mean, variance);
+    for (long r = 0; r < rows; r++) {
+        const float factor = 1 / sqrtf(variance[r] + eps), middle = mean[r];
+        float *restrict y = x + r * width;
         for (long i = 0; i < width; i++)
-            y[r * width + i] = fmaf((x[r * width + i] - mean) * factor, weight[i], bias[i]);
+            y[i] = fmaf((y[i] - middle) * factor, weight[i], bias[i]);
     }
 }
 
@@ -326,7 +348,7 @@ static const float power[] = {0.5f, 0.166666672f, 0.0416664854f, 0.00833336078f,
 #ifdef __AVX512F__
 
 /* Scores become their exponentials less `top`; returns their sum by 16 lanes, as torch adds here. */
-static inline float exponentials(float *row, long room, float top, int lanes)
+ALWAYS float exponentials(float *row, long room, float top, int lanes)
 {
     __m512 sum = _mm512_setzero_ps();
     for (long at = 0; at < room; at += 16) {
@@ -368,7 +390,7 @@ static inline float exponential(float x)
 }
 
 /* Scores become their exponentials less `top`; returns their sum by so many lanes, as torch's vectors add. */
-static inline float exponentials(float *row, long room, float top, int lanes)
+ALWAYS float exponentials(float *row, long room, float top, int lanes)
 {
     float sum[16] = {0};
     for (long i = 0; i < room; i++)
@@ -384,26 +406,42 @@ static inline float exponentials(float *row, long room, float top, int lanes)
 
 #endif
 
-/* Softmax of a row's `length` scores, the rest of its whole LANES being -INFINITY. torch adds up by `lanes`, or in
- * order where a sentence is shorter than those. The codes of the probabilities go to `row` of `to`. */
-static inline int softmax_codes(float *restrict scores, long length, int lanes, int in_order, const Set *s,
-                                const Codes *to, long row)
+/* The greatest of a row's scores, whole LANES of them. */
+ALWAYS float greatest_of(const float *row, long room)
 {
-    long room = rounded(length, LANES);
-    int none = 0;
-    Floats most = load(scores);
+    Floats most = load(row);
     for (long at = LANES; at < room; at += LANES)
-        most = greater(load(scores + at), most);
-    float total = exponentials(scores, room, greatest(most), lanes);
-    if (in_order) {
-        total = 0;
+        most = greater(load(row + at), most);
+    return greatest(most);
+}
+
+/* Softmax of `rows` rows of `length` scores, the rest of their whole LANES being -INFINITY. torch adds up by `lanes`, or
+ * in order where a sentence is shorter than those. The codes of the probabilities go to the first rows of `to`. Rows do
+ * not wait for each other: each step is done for all of them. */
+static inline int softmax_codes(float *scores, long rows, long length, int lanes, int in_order, Set s, const Codes *to)
+{
+    const long room = rounded(length, LANES);
+    float most[LANES], total[LANES];
+    int none = 0;
+    for (long r = 0; r < rows; r++)
+        most[r] = greatest_of(scores + r * room, room);
+    for (long r = 0; r < rows; r++)
+        total[r] = exponentials(scores + r * room, room, most[r], lanes);
+    for (long r = 0; r < rows && in_order; r++) {
+        total[r] = 0;
         for (long i = 0; i < length; i++)
-            total += scores[i];
+            total[r] += scores[r * room + i];
     }
-    const Floats factor = all(1 / total);
-    for (long at = 0; at < room; at += LANES)
-        none |= codes_of(mul(load(scores + at), factor), s, codes_at(to, row, at / STEP) + at % STEP);
-    if (room % STEP)
-        memset(codes_at(to, row, room / STEP) + LANES, 0, LANES);
+    for (long r = 0; r < rows; r++) {
+        const Floats factor = all(1 / total[r]);
+        int8_t *tile = codes_at(to, r, 0);
+        uint32_t look = 0;
+        for (long at = 0; at < room; at += LANES)
+            look |= quick_codes(mul(load(scores + r * room + at), factor), s, in_tile(tile, at));
+        for (long at = 0; look && at < room; at += LANES)
+            none |= codes_of(mul(load(scores + r * room + at), factor), s, in_tile(tile, at), LANES);
+        if (room % STEP)
+            memset(in_tile(tile, room), 0, LANES);
+    }
     return none;
 }

@@ -46,7 +46,7 @@ typedef struct {
 
 /* Memory. -------------------------------------------------------------------------------------------------------- */
 
-#define GROUP 512 /* tokens that go through all layers together: their codes stay in the second cache */
+#define GROUP 256 /* tokens that go through all layers together: their codes stay in the second cache */
 
 /* Hands out aligned pieces of one block; with a NULL block it only adds up how much is wanted. The block is the
  * caller's, who keeps one for each of its threads: pages are not asked for anew in every call. */
@@ -68,7 +68,6 @@ typedef struct {
     Codes input[3];  /* of q, k, v; the first one also of the FFN, or of a linear layer alone */
     Codes project[3], context, inner;
     int32_t *place;  /* [tokens]: the row of a token where each example begins a tile */
-    float *y;
     Planes planes;
     char *own;
     size_t each, size;
@@ -98,7 +97,6 @@ static void take_encoder(Arena *arena, Plan *plan, const Sizes *n)
     plan->context = take_codes(arena, rows, n->width, 1, 0);
     plan->inner = take_codes(arena, rows, n->inner, 1, 1);
     plan->place = take(arena, (size_t)tokens * sizeof(int32_t));
-    plan->y = take(arena, (size_t)((tokens + ROWS) * n->width) * sizeof(float));
     if (n->kernel == POPCOUNT_KERNEL)
         take_planes(arena, &plan->planes, rows, n->width > n->inner ? n->width : n->inner, (int)n->bits);
 }
@@ -106,12 +104,13 @@ static void take_encoder(Arena *arena, Plan *plan, const Sizes *n)
 static void take_scratch(Arena *arena, Scratch *s, long length, long head, long widest)
 {
     long room = rounded(length, STEP);
-    s->panel = take(arena, panel_size(ceil_div(widest, STEP)));
+    s->slab = take(arena, (size_t)slab_size(ceil_div(widest, STEP)));
     s->keys = take(arena, (size_t)(room / LANES) * panel_size(ceil_div(head, STEP)));
     s->values = take(arena, (size_t)ceil_div(head, LANES) * panel_size(room / STEP));
     s->probs = take(arena, (size_t)(LANES * room));
+    s->products = take(arena, (size_t)(LANES * room) * sizeof(int32_t));
     s->scores = take(arena, (size_t)(LANES * room) * sizeof(float));
-    s->c = take(arena, 2 * sizeof(int32_t[LANES][LANES]));
+    s->c = take(arena, sizeof(int32_t[LANES][LANES]));
 }
 
 static int thread_number(void)
@@ -166,8 +165,10 @@ static Product make_product(const Linear *linear, const Sizes *n, long tokens, c
     p.inputs = inputs;
     p.outputs = outputs;
     p.heads = 1;
+    p.threads = n->threads;
     p.kernel = (int)n->kernel;
     p.rounds_once = (int)n->rounds_once;
+    p.least = -INFINITY;
     return p;
 }
 
@@ -188,7 +189,7 @@ static Set set_of(const float *alpha, const float *beta, const Sizes *n, int is_
     return make_set(alpha, beta, (int)n->bits, is_signed, offset_for(kernel));
 }
 
-/* LayerNorm of y (if there is one) into x, and the codes of x for up to three layers that follow. */
+/* LayerNorm of x (if there is one), and the codes of x for up to three layers that follow. */
 static int rows_between(const Norm *norm, const Linear *next, int count, const Sizes *n, const Plan *plan, long tokens,
                         float *x)
 {
@@ -199,14 +200,11 @@ static int rows_between(const Norm *norm, const Linear *next, int count, const S
 #pragma omp for schedule(static)
     for (long row = 0; row < tokens; row += ROWS) {
         long rows = tokens - row < ROWS ? tokens - row : ROWS;
-        float *y = plan->y + row * n->width, *to = rows == ROWS ? x + row * n->width : y; /* y has room for ROWS */
         if (norm)
-            layer_norm(y, to, n->width, norm->weight, norm->bias, n->eps);
-        if (norm && rows < ROWS)
-            memcpy(x + row * n->width, y, (size_t)(rows * n->width) * sizeof *x);
+            layer_norm(x + row * n->width, rows, n->width, norm->weight, norm->bias, n->eps);
         for (long r = row; r < row + rows; r++)
             for (int i = 0; i < count; i++)
-                none |= row_codes(x + r * n->width, &sets[i], n->width, &plan->input[i], r);
+                none |= row_codes(x + r * n->width, sets[i], n->width, &plan->input[i], r);
     }
     return none;
 }
@@ -220,6 +218,7 @@ static int self_attention(const Layer *layer, const Sizes *n, const Plan *plan, 
     a.kernel = n->kernel == TILES_KERNEL ? TILES_KERNEL : BYTES_KERNEL;
     for (int j = 0; j < 3; j++) {
         Product p = make_product(&layer->project[j], n, examples * n->length, &plan->input[j], n->width, n->width);
+        p.then = j < 2 ? layer->project[j + 1].weight : layer->out.weight;
         p.set = set_of(after[j].alpha, after[j].beta, n, 1, j ? -1 : a.kernel); /* keys and values come as they are */
         p.out = plan->project[j];
         p.place = plan->place;
@@ -248,18 +247,21 @@ static int encode(const Layer *layers, long count, const Sizes *n, const Plan *p
         none |= rows_between(layer > layers ? &layer[-1].second_norm : NULL, layer->project, 3, n, plan, tokens, x);
         none |= self_attention(layer, n, plan, examples, mask, s);
         Product out = make_product(&layer->out, n, tokens, &plan->context, n->width, n->width);
-        out.residual = x;
-        out.y = plan->y;
+        out.then = layer->first.weight;
+        out.y = x;
+        out.adds = 1;
         none |= run_product(&out, plan, n, s);
         none |= rows_between(&layer->out_norm, &layer->first, 1, n, plan, tokens, x);
         Product first = make_product(&layer->first, n, tokens, &plan->input[0], n->width, n->inner);
-        first.relu = 1;
+        first.then = layer->second.weight;
+        first.least = 0;
         first.set = set_of(layer->second.alpha, layer->second.beta, n, 0, (int)n->kernel);
         first.out = plan->inner;
         none |= run_product(&first, plan, n, s);
         Product second = make_product(&layer->second, n, tokens, &plan->inner, n->inner, n->width);
-        second.residual = x;
-        second.y = plan->y;
+        second.then = layer < layers + count - 1 ? layer[1].project[0].weight : NULL;
+        second.y = x;
+        second.adds = 1;
         none |= run_product(&second, plan, n, s);
     }
     if (count)
@@ -375,7 +377,7 @@ int bitlab_linear(const Linear *linear, const Sizes *n, int is_signed, const flo
             long tokens = n->length - first < plan.group ? n->length - first : plan.group;
 #pragma omp for schedule(static)
             for (long r = 0; r < tokens; r++)
-                none |= row_codes(x + (first + r) * n->width, &set, n->width, &plan.input[0], r);
+                none |= row_codes(x + (first + r) * n->width, set, n->width, &plan.input[0], r);
             Product p = make_product(linear, n, tokens, &plan.input[0], n->width, n->inner);
             p.y = y + first * n->inner;
             none |= run_product(&p, &plan, n, &mine);
@@ -395,10 +397,12 @@ int bitlab_rows(const int64_t *ids, long tokens, const uint8_t *table, const flo
         if (ids[t] < 0 || ids[t] >= count)
             return BAD_SIZES;
         const uint8_t *row = table + ids[t] * bytes;
-        float scale = scales[ids[t]], *y = out + t * width;
-        for (long i = 0; i < width; i += 8)
-            for (long bit = 0; bit < 8 && i + bit < width; bit++)
+        float scale = scales[ids[t]], *restrict y = out + t * width;
+        for (long i = 0; i < width / 8 * 8; i += 8)
+            for (int bit = 0; bit < 8; bit++) /* a constant: one vector */
                 y[i + bit] = row[i / 8] >> bit & 1 ? scale : -scale;
+        for (long i = width / 8 * 8; i < width; i++)
+            y[i] = row[i / 8] >> i % 8 & 1 ? scale : -scale;
     }
     return DONE;
 }

@@ -12,42 +12,44 @@ typedef struct {
 
 /* Memory of one thread. */
 typedef struct {
-    void *panel;         /* one, of weights */
+    void *slab;          /* panels of weights */
     void *keys, *values; /* attention's panels, side by side */
     void *probs;         /* codes of 32 rows of probabilities */
-    float *scores;       /* [32][room] */
-    int32_t (*c)[LANES]; /* 2 times [32][32] sums */
+    int32_t *products;   /* of queries and keys, [32][room] */
+    float *scores;       /* the same */
+    int32_t (*c)[LANES]; /* [32][32] sums */
 } Scratch;
 
 /* One linear layer at work. Its outputs may come in heads, whose codes are padded to whole steps. */
 typedef struct {
     const Linear *linear;
+    const uint8_t *then; /* weights that are wanted next, or NULL */
     Codes in;
     Planes *planes;
-    long tokens, inputs, outputs, heads;
-    int kernel, rounds_once, relu;
-    float scale;
+    long tokens, inputs, outputs, heads, threads;
+    int kernel, rounds_once;
+    float scale, least;   /* least: 0 for ReLU, else -INFINITY */
     Set set;              /* of the codes that come out, if out.codes */
     Codes out;
     const int32_t *place; /* the row of `out` that a token has, or NULL for its own number */
-    const float *residual; /* else floats: y + residual */
-    float *y;
+    float *y;             /* else floats, */
+    int adds;             /* which may be added to what is there */
 } Product;
 
 /* How much is added to signed codes for this kernel. */
 static int32_t offset_for(int kernel) { return kernel == BYTES_KERNEL ? OFFSET : 0; }
 
-/* c[r][n] = sum over k of row r times column n of a panel, for up to 32 rows. */
-static void multiply(int kernel, const Codes *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+/* c[r][n] = sum over k of row r times column n of a panel, for up to 32 rows, `stride` numbers apart. */
+static void multiply(int kernel, const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride)
 {
 #ifdef TILES
     if (kernel == TILES_KERNEL) {
-        multiply_tiles(a, row, count, p, c);
+        multiply_tiles(a, row, p, c, stride);
         return;
     }
 #endif
     (void)kernel;
-    multiply_bytes(a, row, count, p, c);
+    multiply_bytes(a, row, count, p, c, stride);
 }
 
 /* Up to 32 outputs of a linear layer. */
@@ -70,99 +72,120 @@ static Block make_block(const Product *p, long number)
 }
 
 /* Sums -> what the float model makes of them: bias + scale * sum, rounded as torch.addcmul rounds it. */
-static inline Floats affine(const int32_t *c, Floats scale, Floats bias, int has_bias, int rounds_once)
+ALWAYS Floats affine(const int32_t *c, Floats scale, Floats bias, int rounds_once)
 {
-    Floats sum = from_ints(c);
-    if (!has_bias)
-        return mul(sum, scale);
-    return rounds_once ? fma32(sum, scale, bias) : add(mul(sum, scale), bias);
+    return rounds_once ? fma32(from_ints(c), scale, bias) : add(mul(from_ints(c), scale), bias);
 }
 
-/* The next binarizer's codes of 32 outputs of some rows. What is constant is copied first: stores of bytes could change
- * anything, for all that a compiler knows. Returns whether a number was none. */
-static inline int finish_codes(const Product *p, const Block *b, long row, long count, int32_t c[][LANES])
+/* What a binarizer of the next layer gets of row r. */
+ALWAYS Floats before_codes(Product p, Block b, const int32_t *c)
 {
-    const Floats scale = all(p->scale), bias = b->bias, beta = b->beta;
-    const int has_bias = p->linear->bias != NULL, rounds_once = p->rounds_once, relu = p->relu;
-    const int32_t *place = p->place;
-    const long step = b->column / STEP, rest = b->column % STEP, some = b->count;
-    const Set set = p->set;
-    const Codes out = p->out;
+    return sub(greater(all(p.least), affine(c, all(p.scale), b.bias, p.rounds_once)), b.beta);
+}
+
+static inline int8_t *output_codes(Product p, Block b, long row)
+{
+    return codes_at(&p.out, p.place ? p.place[row] : row, b.column / STEP) + b.column % STEP;
+}
+
+/* Divides where quick_codes could not tell, and fills up. Returns whether a number was none. */
+__attribute__((noinline)) static int divide_codes(const Product *p, const Block *b, long row, long count, int32_t c[][LANES])
+{
     int none = 0;
-    for (long r = 0; r < count; r++) {
-        Floats v = affine(c[r], scale, bias, has_bias, rounds_once);
-        if (relu)
-            v = greater(all(0), v);
-        none |= some_codes(sub(v, beta), &set, codes_at(&out, place ? place[row + r] : row + r, step) + rest, some);
-    }
+    for (long r = 0; r < count; r++)
+        none |= codes_of(before_codes(*p, *b, c[r]), p->set, output_codes(*p, *b, row + r), b->count);
     return none;
 }
 
-/* Floats, the residual added. */
-static inline void finish_floats(const Product *p, const Block *b, long row, long count, int32_t c[][LANES])
+/* The next binarizer's codes of 32 outputs of some rows. Layer and block are copied first: stores of bytes could change
+ * anything, for all that a compiler knows. Returns whether a number was none. */
+static int finish_codes(const Product *product, const Block *block, long row, long count, int32_t c[][LANES])
 {
+    const Product p = *product;
+    const Block b = *block;
+    uint32_t look = b.count < LANES;
+    for (long r = 0; r < count; r++)
+        look |= quick_codes(before_codes(p, b, c[r]), p.set, output_codes(p, b, row + r));
+    return look ? divide_codes(product, block, row, count, c) : 0;
+}
+
+/* Floats. */
+static void finish_floats(const Product *product, const Block *block, long row, long count, int32_t c[][LANES])
+{
+    const Product p = *product;
+    const Block b = *block;
     for (long r = 0; r < count; r++) {
-        Floats v = affine(c[r], all(p->scale), b->bias, p->linear->bias != NULL, p->rounds_once);
-        long at = (row + r) * p->outputs + b->first;
-        if (p->residual)
-            v = add(v, load_some(p->residual + at, b->count, 0));
-        store_some(p->y + at, v, b->count);
+        Floats v = affine(c[r], all(p.scale), b.bias, p.rounds_once);
+        float *y = p.y + (row + r) * p.outputs + b.first;
+        store_some(y, p.adds ? add(v, load_some(y, b.count, 0)) : v, b.count);
     }
 }
 
-/* What becomes of 32 rows' sums. */
-static inline int finish(const Product *p, const Block *b, long row, long count, int32_t c[][LANES])
+/* A slab: some blocks of weights, opened together. 32 rows at a time, which then are in the first cache, meet all of
+ * them, which stay in the second. */
+#define SLAB 8
+#define SLAB_SIZE (256 * 1024)
+
+static long slab_size(long steps) { return panel_size(steps) > SLAB_SIZE ? (long)panel_size(steps) : SLAB_SIZE; }
+
+/* Blocks of a slab, so that all threads have as many slabs. */
+static long slab_blocks(const Product *p, long blocks)
 {
+    long most = p->tokens > LANES ? slab_size(p->in.steps) / (long)panel_size(p->in.steps) : 1;
+    most = most < SLAB ? most : SLAB;
+    return ceil_div(blocks, p->threads * ceil_div(blocks, p->threads * most));
+}
+
+static void open_block(const Product *p, const Block *b, Panel *panel)
+{
+    const uint8_t *weight = p->linear->weight + b->first * ceil_div(p->inputs, 8);
+    if (p->kernel == POPCOUNT_KERNEL)
+        open_words(weight, ceil_div(p->inputs, 8), b->count, p->planes, (uint32_t *)panel->bytes);
+    else
+        open_weights(weight, ceil_div(p->inputs, 8), b->count, panel);
+    if (p->kernel == BYTES_KERNEL)
+        sum_columns(panel);
+}
+
+/* 32 rows or fewer times a block, and what becomes of them. Returns whether a number was none. */
+static int run_block(const Product *p, const Block *b, const Panel *panel, long row, int32_t c[][LANES])
+{
+    const long count = p->tokens - row < LANES ? p->tokens - row : LANES;
+    if (p->kernel == POPCOUNT_KERNEL)
+        multiply_planes(p->planes, row, count, (const uint32_t *)panel->bytes, c);
+    else
+        multiply(p->kernel, &p->in, row, count, panel, c[0], LANES);
     if (p->out.codes)
         return finish_codes(p, b, row, count, c);
     finish_floats(p, b, row, count, c);
     return 0;
 }
 
-#ifdef TILES
-/* All rows of a block on tiles. While these multiply, the vectors finish the 32 rows before, a few rows a step. */
-static int block_on_tiles(const Product *p, const Block *b, const Panel *panel, int32_t (*c)[LANES])
+/* All rows times `count` blocks. Meanwhile the weights of the next slab are fetched, a piece with each block. */
+static int run_slab(const Product *p, long number, long count, const uint8_t *then, const Scratch *s)
 {
-    int32_t(*sums)[LANES] = c, (*before)[LANES] = c + LANES;
-    long waiting = 0, steps = panel->steps;
+    Block blocks[SLAB];
+    Panel panels[SLAB];
+    const long size = LANES * ceil_div(p->inputs, 8), piece = rounded(ceil_div(size, ceil_div(p->tokens, LANES)), 64);
     int none = 0;
-    for (long row = 0; row < p->tokens; row += LANES) {
-        long count = p->tokens - row < LANES ? p->tokens - row : LANES;
-        tiles_zero();
-        long each = ceil_div(waiting, steps);
-        for (long step = 0; step < steps; step++) {
-            tiles_step(&p->in, row, count > TALL, panel, step);
-            long from = step * each < waiting ? step * each : waiting, some = waiting - from < each ? waiting - from : each;
-            none |= finish(p, b, row - waiting + from, some, before + from);
+    for (long i = 0; i < count; i++) {
+        blocks[i] = make_block(p, number + i);
+        panels[i] = panel_at(s->slab, i, p->in.steps);
+        open_block(p, &blocks[i], &panels[i]);
+    }
+    for (long row = 0, from = 0; row < p->tokens; row += LANES, from += piece)
+        for (long i = 0; i < count; i++) {
+            for (long at = from; then && at < from + piece && at < size; at += 64)
+                __builtin_prefetch(then + i * size + at, 0, 2);
+            none |= run_block(p, &blocks[i], &panels[i], row, s->c);
         }
-        tiles_store(count > TALL, sums);
-        int32_t(*other)[LANES] = before;
-        before = sums;
-        sums = other;
-        waiting = count;
-    }
-    return none | finish(p, b, p->tokens - waiting, waiting, before);
-}
-#endif
-
-static int block_rows(const Product *p, const Block *b, const Panel *panel, int32_t (*c)[LANES])
-{
-    int none = 0;
-    for (long row = 0; row < p->tokens; row += LANES) {
-        long count = p->tokens - row < LANES ? p->tokens - row : LANES;
-        if (p->kernel == POPCOUNT_KERNEL)
-            multiply_planes(p->planes, row, count, (const uint32_t *)panel->bytes, c);
-        else
-            multiply_bytes(&p->in, row, count, panel, c);
-        none |= finish(p, b, row, count, c);
-    }
     return none;
 }
 
 /* One linear layer, shared by the threads of a parallel region. */
 static int run(Product *p, Scratch *s)
 {
-    long bytes = ceil_div(p->inputs, 8), blocks = p->heads * ceil_div(p->outputs / p->heads, LANES);
+    const long blocks = p->heads * ceil_div(p->outputs / p->heads, LANES), each = slab_blocks(p, blocks);
     int none = 0;
     p->scale = (*p->linear->alpha < SMALLEST_ALPHA ? SMALLEST_ALPHA : *p->linear->alpha) * *p->linear->scale;
     if (p->kernel == POPCOUNT_KERNEL) {
@@ -171,25 +194,10 @@ static int run(Product *p, Scratch *s)
             row_planes(&p->in, p->planes, r);
     }
 #pragma omp for schedule(static)
-    for (long number = 0; number < blocks; number++) {
-        const Block b = make_block(p, number);
-        const uint8_t *weight = p->linear->weight + b.first * bytes;
-        Panel panel = panel_at(s->panel, 0, p->in.steps);
-        if (p->kernel == POPCOUNT_KERNEL)
-            open_words(weight, bytes, b.count, p->planes, s->panel);
-        else
-            open_weights(weight, bytes, b.count, &panel);
-        if (p->kernel == BYTES_KERNEL)
-            sum_columns(&panel);
-        for (long i = 0; i < LANES * bytes; i += 64) /* the next block's */
-            __builtin_prefetch(weight + b.count * bytes + i);
-#ifdef TILES
-        if (p->kernel == TILES_KERNEL) {
-            none |= block_on_tiles(p, &b, &panel, s->c);
-            continue;
-        }
-#endif
-        none |= block_rows(p, &b, &panel, s->c);
+    for (long number = 0; number < blocks; number += each) {
+        const long end = number + each;
+        const uint8_t *next = p->linear->weight + make_block(p, end < blocks ? end : 0).first * ceil_div(p->inputs, 8);
+        none |= run_slab(p, number, end < blocks ? each : blocks - number, end < blocks ? next : p->then, s);
     }
     return none;
 }

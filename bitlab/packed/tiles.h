@@ -43,7 +43,27 @@ static void tiles_end(const TileConfig *before)
         _tile_release();
 }
 
-static inline void tiles_zero(void)
+/* The tiles of sums += those of codes (two times 16 rows, `below` bytes apart) times those of weights. */
+ALWAYS void tiles_step(const int8_t *a, long below, const int8_t *w, int is_unsigned)
+{
+    _tile_loadd(4, a, STEP);
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, w + 16 * 64, 64);
+    _tile_loadd(5, a + below, STEP);
+    if (is_unsigned) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    } else {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+}
+
+ALWAYS void tiles_zero(void)
 {
     BARRIER();
     _tile_zero(0);
@@ -52,48 +72,23 @@ static inline void tiles_zero(void)
     _tile_zero(3);
 }
 
-/* One step of 16 or 32 rows. */
-static inline void tiles_step(const Codes *a, long row, int two, const Panel *p, long step)
+/* Sums to 32 rows of `stride` numbers. */
+ALWAYS void tiles_store(int32_t *c, long stride)
 {
-    const int8_t *w = p->bytes + step * STEP * LANES;
-    _tile_loadd(4, codes_at(a, row, step), STEP);
-    _tile_loadd(6, w, 64);
-    _tile_loadd(7, w + 16 * 64, 64);
-    if (two)
-        _tile_loadd(5, codes_at(a, row + TALL, step), STEP);
-    if (a->is_unsigned) {
-        _tile_dpbusd(0, 4, 6);
-        _tile_dpbusd(1, 4, 7);
-        if (two) {
-            _tile_dpbusd(2, 5, 6);
-            _tile_dpbusd(3, 5, 7);
-        }
-    } else {
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 7);
-        if (two) {
-            _tile_dpbssd(2, 5, 6);
-            _tile_dpbssd(3, 5, 7);
-        }
-    }
-}
-
-static inline void tiles_store(int two, int32_t c[LANES][LANES])
-{
-    _tile_stored(0, c[0], sizeof c[0]);
-    _tile_stored(1, c[0] + 16, sizeof c[0]);
-    if (two) {
-        _tile_stored(2, c[TALL], sizeof c[0]);
-        _tile_stored(3, c[TALL] + 16, sizeof c[0]);
-    }
+    _tile_stored(0, c, stride * 4);
+    _tile_stored(1, c + 16, stride * 4);
+    _tile_stored(2, c + TALL * stride, stride * 4);
+    _tile_stored(3, c + TALL * stride + 16, stride * 4);
     BARRIER();
 }
 
-static void multiply_tiles(const Codes *a, long row, long count, const Panel *p, int32_t c[LANES][LANES])
+static void multiply_tiles(const Codes *a, long row, const Panel *p, int32_t *c, long stride)
 {
+    const int8_t *at = codes_at(a, row, 0), *w = p->bytes;
+    const long below = a->width * TALL * STEP;
     tiles_zero();
-    for (long step = 0; step < p->steps; step++)
-        tiles_step(a, row, count > TALL, p, step);
-    tiles_store(count > TALL, c);
+    for (long step = 0; step < p->steps; step++, at += TALL * STEP, w += STEP * LANES)
+        tiles_step(at, below, w, a->is_unsigned);
+    tiles_store(c, stride);
 }
 #endif
