@@ -22,6 +22,8 @@ SPINE = {
     "06": ("loss", "groups", "loop"),
     "07": ("rescale", "driver"),
     "08": ("dot", "words", "fold", "c-loop"),
+    "09": ("rounding", "splitting", "bi-attention", "rewriting"),
+    "10": ("metrics",),
     "11": ("windows", "span-loss", "n-best"),
 }
 LINES = [(number, name) for number, names in SPINE.items() for name in names]

@@ -110,17 +110,12 @@ def _head(columns: dict) -> list[str]:
 
 
 def _lines(runs: pd.DataFrame, columns: dict) -> list[dict]:
-    return [line(key, cells, columns) for key, cells in groups(runs, columns)]
-
-
-def groups(runs: pd.DataFrame, columns: dict) -> list[tuple[dict, pd.DataFrame]]:
-    """(what they have in common, runs) of each row of the table, in its order."""
+    """The rows of the table, in its order."""
     runs = runs[runs.task.isin({task for task, _ in columns.values()})]
     if runs.empty:
         return []
-    return [
-        (dict(zip(ROW, key)), cells) for key, cells in _cells(runs).groupby([*ROW, "line"], sort=False, dropna=False)
-    ]
+    rows = _cells(runs).groupby([*ROW, "line"], sort=False, dropna=False)
+    return [_line(dict(zip(ROW, key)), cells, columns) for key, cells in rows]
 
 
 def _cells(runs: pd.DataFrame) -> pd.DataFrame:
@@ -151,8 +146,8 @@ def _cells(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.loc[order.sort_values([*by, "line", "place"]).index]
 
 
-def line(row: dict, cells: pd.DataFrame, columns: dict) -> dict:
-    """One row of the table, made of its runs."""
+def _line(row: dict, cells: pd.DataFrame, columns: dict) -> dict:
+    """One row, made of its runs and of what they have in common."""
     tasks = dict(list(cells.groupby("task", sort=False)))
     first = pd.DataFrame([runs.iloc[0] for runs in tasks.values()])
     scores = {column: _percent(tasks.get(task), metrics) for column, (task, metrics) in columns.items()}

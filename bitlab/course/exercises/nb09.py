@@ -5,30 +5,27 @@ import math
 import torch
 
 from bitlab.course.exercises.registry import exercise
-from bitlab.rivals.binarybert import ternary_codes
+from bitlab.rivals.bibert import direction_distance
+from bitlab.rivals.binarybert import split_ternary
 
 
-def _weights() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(weights, ternary codes, ternary scale), in float64."""
-    generator = torch.Generator().manual_seed(9)
-    found = [torch.tensor([1.0, -0.1, 0.2, -0.8], dtype=torch.float64)]
-    found += [torch.randn(size, generator=generator, dtype=torch.float64) for size in (16, 100)]
-    return [(w, *ternary_codes(w)) for w in found]
+def _draw(*shape: int, seed: int = 9) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@exercise("09.1", "Look where the score is positive", difficulty=1, minutes=3)
-class StepAttention:
+@exercise("09.1", "What comes back", difficulty=1, minutes=4)
+class ComesBack:
     cases = [
-        (torch.tensor([2.0, -1.0, 0.0, 0.5]), torch.zeros(4)),
-        (torch.tensor([3.0, 1.0, -0.2, 0.0]), torch.tensor([0.0, torch.finfo(torch.float32).min, 0.0, 0.0])),
-        (torch.tensor([[-1.0, -2.0], [4.0, 0.1]]), torch.tensor([[0.0, -math.inf]])),
+        (torch.tensor([2.0, -1.0, 0.0, 0.5]), torch.ones(4)),
+        (torch.tensor([-0.3, -1.2, 1.0, -0.9]), torch.tensor([1.0, 2.0, -3.0, 0.5])),
+        (_draw(2, 3), _draw(2, 3, seed=1)),
     ]
 
-    def reference(scores, mask):
-        return (scores + mask > 0).float()
+    def reference(scores, g):
+        return g * (scores.abs() <= 1)
 
-    def wrong(scores, mask):  # a score of 0 is one that dropout removed: it must not attend
-        return (scores + mask >= 0).float()
+    def wrong(scores, g):  # where the bit is 1: a key that was left could never come back
+        return g * (scores > 0)
 
 
 @exercise("09.2", "How many sentences?", difficulty=2, minutes=5)
@@ -47,12 +44,23 @@ class Rewritings:
         return math.prod(len(words) for words in choices)
 
 
-@exercise("09.3", "What the zeros are moved by", difficulty=3, minutes=12)
-class ZeroShift:
-    cases = _weights
+@exercise("09.3", "Row by row", difficulty=2, minutes=6)
+class RowByRow:
+    cases = [(_draw(3, 16) * torch.tensor([[1.0], [5.0], [0.1]]),), (_draw(10, 40, seed=2),)]
 
-    def reference(w, codes, scale):
-        return (scale * w.numel() - w.abs().sum()) / (2 * (codes == 0).sum())
+    def reference(table):
+        return split_ternary(table, per_row=True)
 
-    def wrong(w, codes, scale):  # c goes into both halves of a zero, so it counts twice
-        return (scale * w.numel() - w.abs().sum()) / (codes == 0).sum()
+    def wrong(table):  # one scale for the whole table
+        return split_ternary(table)
+
+
+@exercise("09.4", "Only the direction", difficulty=2, minutes=8)
+class OnlyTheDirection:
+    cases = [(_draw(4, 4), _draw(4, 4, seed=1)), (_draw(3, 5), -7 * _draw(3, 5)), (_draw(6, 2), 3 * _draw(6, 2))]
+
+    def reference(student, teacher):
+        return direction_distance(student, teacher)
+
+    def wrong(student, teacher):  # sizes count here
+        return (student - teacher).norm() / teacher.norm()

@@ -35,3 +35,14 @@ class Drop:
 
     def wrong(full, binary):  # the spread of the students alone: it counts that teachers differ, too
         return statistics.mean(full) - statistics.mean(binary), statistics.stdev(binary)
+
+
+@exercise("10.3", "Matthews by counting", difficulty=2, minutes=8)
+class Matthews:
+    cases = [(50, 10, 30, 10), (5, 0, 5, 0), (3, 40, 200, 7)]
+
+    def reference(tp, fp, tn, fn):
+        return (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+
+    def wrong(tp, fp, tn, fn):  # that is accuracy, between -1 and 1
+        return 2 * (tp + tn) / (tp + fp + tn + fn) - 1
