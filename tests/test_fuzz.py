@@ -315,7 +315,7 @@ def test_packed_models_in_processes_of_their_own(good, quiet_folder):
         corrupted(chance, place / "packed" / chance.choice(["config.json", "model.safetensors"]))
         process = context.Process(target=elsewhere, args=(["predict", "packed", "a red cup ."], place))
         process.start()
-        process.join(6 * SECONDS if number == 0 else SECONDS)  # the first waits for the imports
+        process.join(30 * SECONDS)  # of the clock, on however busy a machine; the first waits for the imports
         alive = process.is_alive()
         process.kill()
         assert not alive, f"packed {number} hangs"
