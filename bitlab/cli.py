@@ -70,6 +70,7 @@ class Parser(argparse.ArgumentParser):
         if self.build:
             self.build, build = None, self.build
             build(self)
+            return self.parse_known_intermixed_args(args, namespace)  # an option may stand before a text
         return super().parse_known_args(args, namespace, **more)
 
 

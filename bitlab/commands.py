@@ -260,7 +260,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     with loading():
         from bitlab import inference, packed, rivals  # noqa: F401
         from bitlab.data.own import read_own
-        from bitlab.data.tasks import get_task
+        from bitlab.data.tasks import SQUAD, TASKS, get_task
         from bitlab.models import load_any, task_of
 
     if options.text or options.label:
@@ -268,6 +268,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise BitlabError("a file has a text and a label: give --text and --label")
         task = task_of(load_any(options.model), tuple(options.text.split(",")))
         data = read_own(options.task, task, options.label)
+    elif options.task not in (*TASKS, SQUAD.name) and expanded(options.task).exists():
+        raise BitlabError(f"{options.task} is data of your own: name its columns, --text COLUMN --label COLUMN")
     else:
         task, data = get_task(options.task), str(expanded(options.data))
     _print(options, inference.evaluate(options.model, task, data), _score)

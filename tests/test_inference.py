@@ -1,5 +1,6 @@
 """Asking and scoring trained models: float, binary and packed, of every kind of task."""
 
+import json
 import re
 
 import pytest
@@ -191,6 +192,16 @@ def test_a_shipped_model_is_loaded_asked_and_scored_by_its_name(tmp_path, monkey
     assert cli.main(["predict", "tiny-w1a1", TEXTS[0]]) == 0
     assert re.match(r"(negative|positive)", capsys.readouterr().out)
     assert evaluate("tiny-w1a1", "sst2", "sample")["precision"] == "W1A1"
+
+
+def test_options_stand_anywhere_and_columns_are_asked_for(tmp_path, capsys):
+    folder = str(saved(tmp_path / "tiny", "sst2", "packed"))
+    assert cli.main(["predict", folder, "--json", TEXTS[0]]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 1
+    rows = tmp_path / "rows.csv"
+    rows.write_text("review,kind\na film,positive\n")
+    assert cli.main(["evaluate", folder, str(rows)]) == 2
+    assert "--text COLUMN --label COLUMN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", files.zoo())  # skipped while none is shipped
