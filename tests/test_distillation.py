@@ -876,7 +876,7 @@ def test_an_optimizer_of_ones_own_is_used(tmp_path):
     made = trainer(tmp_path, learner, tiny(), optim="sgd", options={"optimizers": (own, None)})
     made.train()
     assert made.create_optimizer() is made.optimizer
-    assert type(trainer(tmp_path, student(), tiny(), optim="adamw_torch").create_optimizer()) is torch.optim.AdamW
+    assert isinstance(trainer(tmp_path, student(), tiny(), optim="adamw_torch").create_optimizer(), torch.optim.AdamW)
     with pytest.raises(BitlabError, match="released_optimizer"):
         trainer(tmp_path, learner, tiny(), options={"optimizers": (own, None), "released_optimizer": True})
 

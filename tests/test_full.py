@@ -20,7 +20,7 @@ from bitlab.data.sample import sample_glue, sample_squad, vocabulary
 from bitlab.data.tasks import TASKS, Task
 from bitlab.experiments.schedule import StageSettings
 
-LATER = ("00", "06", "07", "08", "09", "10", "11")  # not tried to the end yet
+LATER = ("00", "04", "05", "06", "07", "08", "09", "10", "11")  # too long for every run, or not tried to the end yet
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NOTEBOOKS = [path for path in NOTEBOOKS if not path.stem.startswith(LATER)]
 ROWS = {"train": 400, "dev": 260}

@@ -78,7 +78,7 @@ def test_a_task_of_ones_own_in_a_program(reviews):
     ("content", "options", "says"),
     [
         (HEADER, "", "reviews.tsv has no rows"),
-        ("", "", "no column 'review'"),
+        ("", "", "reviews.tsv is empty"),
         (HEADER + "a film\tgood\n" * 20, "", "one class alone"),
         (HEADER + "a film\tgood\n\tbad\n" * 9, "", "line 3, column 'review': is empty"),
         (HEADER + "a film\tgood\textra\n" * 9, "", "line 2: 3 columns, expected the header's 2"),
