@@ -48,7 +48,7 @@ static int probabilities(const Attention *a, const Sizes *n, const Codes *query,
     const Floats scale = all(a->score_scale);
     for (long j = 0; j < keys; j += LANES) {
         const Panel panel = panel_at(s->keys, j / LANES, query->steps);
-        multiply(a->kernel, query, at + row, count, &panel, s->products + j, room);
+        multiply(a->kernel, query, at + row, count, &panel, s->products + j, room, 0);
     }
     for (long r = 0; r < count; r++) {
         float *scores = s->scores + r * room;
@@ -102,7 +102,7 @@ static int attend(const Attention *a, const Sizes *n, long example, long head, S
             const Panel panel = panel_at(s->values, j / LANES, key_steps);
             const long channel = head * width + j, channels = width - j < LANES ? width - j : LANES;
             const Block block = {channel, channels, channel, all(0), load_some(a->after.beta + channel, channels, 0)};
-            multiply(a->kernel, &probs, 0, count, &panel, s->c[0], LANES);
+            multiply(a->kernel, &probs, 0, count, &panel, s->c[0], LANES, 0);
             if (width % LANES == 0)
                 none |= finish_codes(&context, &block, example * n->length + row, count, s->c);
             else

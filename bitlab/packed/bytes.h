@@ -68,7 +68,7 @@ static inline void load_columns(const void *rows, long stride, long count, long 
 }
 
 /* Bits [count][bytes] of weights -> -1 and +1. Past the end of a row they are -1, where codes are 0. */
-static void open_weights(const uint8_t *weight, long bytes, long count, Panel *p)
+static void open_weights(const uint8_t *weight, long stride, long bytes, long count, Panel *p)
 {
     const __m512i up = _mm512_set1_epi8(1), down = _mm512_set1_epi8(-1);
     const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
@@ -76,7 +76,7 @@ static void open_weights(const uint8_t *weight, long bytes, long count, Panel *p
     for (long k = 0; k < p->steps * STEP; k += 512)
         for (int half = 0; half < 2; half++) {
             __m512i words[16];
-            load_columns(weight + half * 16 * bytes + k / 8, bytes, count - half * 16, bytes - k / 8, words);
+            load_columns(weight + half * 16 * stride + k / 8, stride, count - half * 16, bytes - k / 8, words);
             for (long w = 0; w < 16 && k + w * 32 < p->steps * STEP; w++) {
                 int8_t *out = panel_row(p, k + w * 32, half);
                 for (int i = 0; i < 8; i++) { /* 4 bits of each of 16 columns */
@@ -126,11 +126,11 @@ static void open_values(const Codes *values, long row, long length, long channel
 
 #else
 
-static void open_weights(const uint8_t *weight, long bytes, long count, Panel *p)
+static void open_weights(const uint8_t *weight, long stride, long bytes, long count, Panel *p)
 {
     for (long n = 0; n < LANES; n++)
         for (long i = 0; i < p->steps * STEP / 8; i++) {
-            unsigned byte = n < count && i < bytes ? weight[n * bytes + i] : 0;
+            unsigned byte = n < count && i < bytes ? weight[n * stride + i] : 0;
             for (int bit = 0; bit < 8; bit++)
                 p->bytes[n * p->steps * STEP + i * 8 + bit] = (int8_t)((byte >> bit & 1) * 2 - 1);
         }
@@ -176,12 +176,15 @@ static void sum_columns(Panel *p)
 }
 
 static inline void multiply_rows(const Codes *a, long row, long count, const Panel *p, const int32_t *start,
-                                 int32_t *c, long stride)
+                                 int32_t *c, long stride, int adds)
 {
     __m512i sum[AT_ONCE][2];
     for (int r = 0; r < AT_ONCE; r++)
         for (int h = 0; h < 2; h++)
             sum[r][h] = _mm512_loadu_si512(start + 16 * h);
+    for (int r = 0; adds && r < count; r++)
+        for (int h = 0; h < 2; h++)
+            sum[r][h] = _mm512_add_epi32(sum[r][h], _mm512_loadu_si512(c + r * stride + 16 * h));
     for (long step = 0; step < p->steps; step++) {
         const int8_t *x = codes_at(a, row, step);
         for (int i = 0; i < 16; i++) {
@@ -200,16 +203,16 @@ static inline void multiply_rows(const Codes *a, long row, long count, const Pan
             _mm512_storeu_si512(c + r * stride + 16 * h, sum[r][h]);
 }
 
-static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride)
+static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride, int adds)
 {
     int32_t start[LANES];
     for (int n = 0; n < LANES; n++)
         start[n] = a->is_unsigned ? 0 : -OFFSET * p->sums[n];
     for (long r = 0; r < count; r += AT_ONCE) {
         if (count - r >= AT_ONCE) /* a constant: unrolled */
-            multiply_rows(a, row + r, AT_ONCE, p, start, c + r * stride, stride);
+            multiply_rows(a, row + r, AT_ONCE, p, start, c + r * stride, stride, adds);
         else
-            multiply_rows(a, row + r, count - r, p, start, c + r * stride, stride);
+            multiply_rows(a, row + r, count - r, p, start, c + r * stride, stride, adds);
     }
 }
 
@@ -219,11 +222,11 @@ static void multiply_bytes(const Codes *a, long row, long count, const Panel *p,
 static void sum_columns(Panel *p) { (void)p; }
 
 /* Plain loops, which compilers turn into whatever the processor has for products of bytes. */
-static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride)
+static void multiply_bytes(const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride, int adds)
 {
     for (long r = 0; r < count; r++)
         for (int n = 0; n < LANES; n++) {
-            int32_t sum = 0;
+            int32_t sum = adds ? c[r * stride + n] : 0;
             for (long step = 0; step < p->steps; step++) {
                 const int8_t *x = codes_at(a, row + r, step), *w = p->bytes + (n * p->steps + step) * STEP;
                 if (a->is_unsigned)

@@ -130,6 +130,20 @@ __attribute__((noinline)) static int divided_codes(Floats v, Set s, int8_t *code
  * to 3 / 2^24 of what comes out. That matters only where this brings it past a half, where rounding turns. */
 #ifdef __AVX512BW__
 
+#define MAGIC 12582912.0f /* 1.5 * 2^23: what is added to it is rounded to a whole number, which its last bits are */
+
+/* The last bytes of 32 words. */
+ALWAYS __m256i last_bytes(__m512i a, __m512i b)
+{
+#ifdef __AVX512VBMI__
+    const __m512i fourth = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x7c787470, 0x6c686460, 0x5c585450, 0x4c484440,
+                                            0x3c383430, 0x2c282420, 0x1c181410, 0x0c080400);
+    return _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, fourth, b));
+#else
+    return _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
+#endif
+}
+
 ALWAYS uint32_t quick_codes(Floats v, Set s, int8_t *codes)
 {
     uint32_t look = 0;
@@ -145,15 +159,16 @@ ALWAYS uint32_t quick_codes(Floats v, Set s, int8_t *codes)
         _mm256_storeu_si256((__m256i *)codes, _mm256_mask_blend_epi8(up, low, high));
         return look;
     }
+    const __m512 magic = _mm512_set1_ps(MAGIC + (float)s.offset);
+    __m512 whole[2];
     for (int h = 0; h < 2; h++) {
         __m512 q = _mm512_mul_ps(v.half[h], _mm512_set1_ps(s.inverse));
         q = _mm512_min_ps(_mm512_set1_ps(s.high), _mm512_max_ps(_mm512_set1_ps(s.low), q)); /* none stays none */
-        __m512i code = _mm512_cvtps_epi32(q);
-        __m512 away = _mm512_abs_ps(_mm512_sub_ps(q, _mm512_cvtepi32_ps(code)));
+        whole[h] = _mm512_add_ps(q, magic);
+        __m512 away = _mm512_abs_ps(_mm512_sub_ps(q, _mm512_sub_ps(whole[h], magic)));
         look |= _mm512_cmp_ps_mask(away, _mm512_set1_ps(s.turn), _CMP_NLE_UQ);
-        code = _mm512_add_epi32(code, _mm512_set1_epi32(s.offset));
-        _mm_storeu_si128((__m128i *)(codes + 16 * h), _mm512_cvtepi32_epi8(code));
     }
+    _mm256_storeu_si256((__m256i *)codes, last_bytes(_mm512_castps_si512(whole[0]), _mm512_castps_si512(whole[1])));
     return look;
 }
 

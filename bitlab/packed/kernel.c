@@ -46,7 +46,7 @@ typedef struct {
 
 /* Memory. -------------------------------------------------------------------------------------------------------- */
 
-#define GROUP 256 /* tokens that go through all layers together: their codes stay in the second cache */
+#define GROUP 128 /* tokens that go through all layers together: their codes stay in the second cache */
 
 /* Hands out aligned pieces of one block; with a NULL block it only adds up how much is wanted. The block is the
  * caller's, who keeps one for each of its threads: pages are not asked for anew in every call. */
@@ -101,16 +101,16 @@ static void take_encoder(Arena *arena, Plan *plan, const Sizes *n)
         take_planes(arena, &plan->planes, rows, n->width > n->inner ? n->width : n->inner, (int)n->bits);
 }
 
-static void take_scratch(Arena *arena, Scratch *s, long length, long head, long widest)
+static void take_scratch(Arena *arena, Scratch *s, long rows, long length, long head, long widest)
 {
     long room = rounded(length, STEP);
-    s->slab = take(arena, (size_t)slab_size(ceil_div(widest, STEP)));
+    s->panel = take(arena, panel_size(ceil_div(widest, STEP)));
     s->keys = take(arena, (size_t)(room / LANES) * panel_size(ceil_div(head, STEP)));
     s->values = take(arena, (size_t)ceil_div(head, LANES) * panel_size(room / STEP));
     s->probs = take(arena, (size_t)(LANES * room));
     s->products = take(arena, (size_t)(LANES * room) * sizeof(int32_t));
     s->scores = take(arena, (size_t)(LANES * room) * sizeof(float));
-    s->c = take(arena, sizeof(int32_t[LANES][LANES]));
+    s->c = take(arena, (size_t)rounded(rows, LANES) * sizeof *s->c);
 }
 
 static int thread_number(void)
@@ -126,7 +126,7 @@ static size_t own_scratch(const Plan *plan, const Sizes *n, int encoder, Scratch
 {
     long widest = encoder && n->inner > n->width ? n->inner : n->width;
     Arena arena = {plan->own ? plan->own + (size_t)thread_number() * plan->each : NULL, 0};
-    take_scratch(&arena, s, encoder ? n->length : 1, encoder ? n->width / n->heads : 1, widest);
+    take_scratch(&arena, s, plan->group * (encoder ? n->length : 1), encoder ? n->length : 1, encoder ? n->width / n->heads : 1, widest);
     return arena.used;
 }
 

@@ -12,12 +12,12 @@ typedef struct {
 
 /* Memory of one thread. */
 typedef struct {
-    void *slab;          /* panels of weights */
+    void *panel;         /* of weights */
     void *keys, *values; /* attention's panels, side by side */
     void *probs;         /* codes of 32 rows of probabilities */
     int32_t *products;   /* of queries and keys, [32][room] */
     float *scores;       /* the same */
-    int32_t (*c)[LANES]; /* [32][32] sums */
+    int32_t (*c)[LANES]; /* [rows][32] sums */
 } Scratch;
 
 /* One linear layer at work. Its outputs may come in heads, whose codes are padded to whole steps. */
@@ -39,17 +39,18 @@ typedef struct {
 /* How much is added to signed codes for this kernel. */
 static int32_t offset_for(int kernel) { return kernel == BYTES_KERNEL ? OFFSET : 0; }
 
-/* c[r][n] = sum over k of row r times column n of a panel, for up to 32 rows, `stride` numbers apart. */
-static void multiply(int kernel, const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride)
+/* c[r][n] = (what is there, if it adds) + sum over k of row r times column n of a panel, for up to 32 rows, `stride`
+ * numbers apart. */
+static void multiply(int kernel, const Codes *a, long row, long count, const Panel *p, int32_t *c, long stride, int adds)
 {
 #ifdef TILES
     if (kernel == TILES_KERNEL) {
-        multiply_tiles(a, row, p, c, stride);
+        multiply_tiles(a, row, p, c, stride, adds);
         return;
     }
 #endif
     (void)kernel;
-    multiply_bytes(a, row, count, p, c, stride);
+    multiply_bytes(a, row, count, p, c, stride, adds);
 }
 
 /* Up to 32 outputs of a linear layer. */
@@ -121,71 +122,64 @@ static void finish_floats(const Product *product, const Block *block, long row, 
     }
 }
 
-/* A slab: some blocks of weights, opened together. 32 rows at a time, which then are in the first cache, meet all of
- * them, which stay in the second. */
-#define SLAB 8
-#define SLAB_SIZE (256 * 1024)
+/* A panel holds so many steps of 32 outputs: with 32 rows of codes that stream past it, it stays in the first cache. Of a
+ * wider layer the sums of all rows wait for the next panel. */
+#define PANEL_STEPS 6
 
-static long slab_size(long steps) { return panel_size(steps) > SLAB_SIZE ? (long)panel_size(steps) : SLAB_SIZE; }
-
-/* Blocks of a slab, so that all threads have as many slabs. */
-static long slab_blocks(const Product *p, long blocks)
-{
-    long most = p->tokens > LANES ? slab_size(p->in.steps) / (long)panel_size(p->in.steps) : 1;
-    most = most < SLAB ? most : SLAB;
-    return ceil_div(blocks, p->threads * ceil_div(blocks, p->threads * most));
-}
-
-static void open_block(const Product *p, const Block *b, Panel *panel)
+static void open_block(const Product *p, const Block *b, long step, Panel *panel)
 {
     const uint8_t *weight = p->linear->weight + b->first * ceil_div(p->inputs, 8);
     if (p->kernel == POPCOUNT_KERNEL)
         open_words(weight, ceil_div(p->inputs, 8), b->count, p->planes, (uint32_t *)panel->bytes);
     else
-        open_weights(weight, ceil_div(p->inputs, 8), b->count, panel);
+        open_weights(weight + step * STEP / 8, ceil_div(p->inputs, 8), ceil_div(p->inputs, 8) - step * STEP / 8, b->count, panel);
     if (p->kernel == BYTES_KERNEL)
         sum_columns(panel);
 }
 
-/* 32 rows or fewer times a block, and what becomes of them. Returns whether a number was none. */
-static int run_block(const Product *p, const Block *b, const Panel *panel, long row, int32_t c[][LANES])
+/* The sums of 32 rows or fewer become codes or floats. Returns whether a number was none. */
+static int finish(const Product *p, const Block *b, long row, long count, int32_t c[][LANES])
 {
-    const long count = p->tokens - row < LANES ? p->tokens - row : LANES;
-    if (p->kernel == POPCOUNT_KERNEL)
-        multiply_planes(p->planes, row, count, (const uint32_t *)panel->bytes, c);
-    else
-        multiply(p->kernel, &p->in, row, count, panel, c[0], LANES);
     if (p->out.codes)
         return finish_codes(p, b, row, count, c);
     finish_floats(p, b, row, count, c);
     return 0;
 }
 
-/* All rows times `count` blocks. Meanwhile the weights of the next slab are fetched, a piece with each block. */
-static int run_slab(const Product *p, long number, long count, const uint8_t *then, const Scratch *s)
+/* All rows times 32 outputs, panel by panel. Meanwhile the weights that come `then` are fetched, a piece at a time. */
+static int run_block(const Product *p, long number, const uint8_t *then, const Scratch *s)
 {
-    Block blocks[SLAB];
-    Panel panels[SLAB];
-    const long size = LANES * ceil_div(p->inputs, 8), piece = rounded(ceil_div(size, ceil_div(p->tokens, LANES)), 64);
+    const Block b = make_block(p, number);
+    const long all = p->in.steps, most = p->kernel == POPCOUNT_KERNEL ? all : PANEL_STEPS;
+    const long size = LANES * ceil_div(p->inputs, 8), pieces = ceil_div(all, most) * ceil_div(p->tokens, LANES);
+    const long piece = rounded(ceil_div(size, pieces), 64);
+    long from = 0;
     int none = 0;
-    for (long i = 0; i < count; i++) {
-        blocks[i] = make_block(p, number + i);
-        panels[i] = panel_at(s->slab, i, p->in.steps);
-        open_block(p, &blocks[i], &panels[i]);
-    }
-    for (long row = 0, from = 0; row < p->tokens; row += LANES, from += piece)
-        for (long i = 0; i < count; i++) {
+    for (long step = 0; step < all; step += most) {
+        Panel panel = panel_at(s->panel, 0, all - step < most ? all - step : most);
+        Codes in = p->in;
+        in.first += step;
+        open_block(p, &b, step, &panel);
+        for (long row = 0; row < p->tokens; row += LANES, from += piece) {
+            const long count = p->tokens - row < LANES ? p->tokens - row : LANES;
+            int32_t (*c)[LANES] = s->c + (most < all ? row : 0);
             for (long at = from; then && at < from + piece && at < size; at += 64)
-                __builtin_prefetch(then + i * size + at, 0, 2);
-            none |= run_block(p, &blocks[i], &panels[i], row, s->c);
+                __builtin_prefetch(then + at, 0, 2);
+            if (p->kernel == POPCOUNT_KERNEL)
+                multiply_planes(p->planes, row, count, (const uint32_t *)panel.bytes, c);
+            else
+                multiply(p->kernel, &in, row, count, &panel, c[0], LANES, step > 0);
+            if (step + most >= all)
+                none |= finish(p, &b, row, count, c);
         }
+    }
     return none;
 }
 
 /* One linear layer, shared by the threads of a parallel region. */
 static int run(Product *p, Scratch *s)
 {
-    const long blocks = p->heads * ceil_div(p->outputs / p->heads, LANES), each = slab_blocks(p, blocks);
+    const long blocks = p->heads * ceil_div(p->outputs / p->heads, LANES);
     int none = 0;
     p->scale = (*p->linear->alpha < SMALLEST_ALPHA ? SMALLEST_ALPHA : *p->linear->alpha) * *p->linear->scale;
     if (p->kernel == POPCOUNT_KERNEL) {
@@ -194,10 +188,10 @@ static int run(Product *p, Scratch *s)
             row_planes(&p->in, p->planes, r);
     }
 #pragma omp for schedule(static)
-    for (long number = 0; number < blocks; number += each) {
-        const long end = number + each;
-        const uint8_t *next = p->linear->weight + make_block(p, end < blocks ? end : 0).first * ceil_div(p->inputs, 8);
-        none |= run_slab(p, number, end < blocks ? each : blocks - number, end < blocks ? next : p->then, s);
+    for (long number = 0; number < blocks; number++) {
+        const long next = number + 1 < blocks ? number + 1 : 0;
+        const uint8_t *weight = p->linear->weight + make_block(p, next).first * ceil_div(p->inputs, 8);
+        none |= run_block(p, number, next ? weight : p->then, s);
     }
     return none;
 }

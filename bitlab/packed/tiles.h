@@ -46,10 +46,10 @@ static void tiles_end(const TileConfig *before)
 /* The tiles of sums += those of codes (two times 16 rows, `below` bytes apart) times those of weights. */
 ALWAYS void tiles_step(const int8_t *a, long below, const int8_t *w, int is_unsigned)
 {
-    _tile_loadd(4, a, STEP);
+    _tile_stream_loadd(4, a, STEP);
     _tile_loadd(6, w, 64);
     _tile_loadd(7, w + 16 * 64, 64);
-    _tile_loadd(5, a + below, STEP);
+    _tile_stream_loadd(5, a + below, STEP);
     if (is_unsigned) {
         _tile_dpbusd(0, 4, 6);
         _tile_dpbusd(1, 4, 7);
@@ -65,14 +65,22 @@ ALWAYS void tiles_step(const int8_t *a, long below, const int8_t *w, int is_unsi
 
 ALWAYS void tiles_zero(void)
 {
-    BARRIER();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
 }
 
-/* Sums to 32 rows of `stride` numbers. */
+/* Sums from 32 rows of `stride` numbers. */
+ALWAYS void tiles_load(const int32_t *c, long stride)
+{
+    _tile_loadd(0, c, stride * 4);
+    _tile_loadd(1, c + 16, stride * 4);
+    _tile_loadd(2, c + TALL * stride, stride * 4);
+    _tile_loadd(3, c + TALL * stride + 16, stride * 4);
+}
+
+/* And to them. */
 ALWAYS void tiles_store(int32_t *c, long stride)
 {
     _tile_stored(0, c, stride * 4);
@@ -82,11 +90,15 @@ ALWAYS void tiles_store(int32_t *c, long stride)
     BARRIER();
 }
 
-static void multiply_tiles(const Codes *a, long row, const Panel *p, int32_t *c, long stride)
+static void multiply_tiles(const Codes *a, long row, const Panel *p, int32_t *c, long stride, int adds)
 {
     const int8_t *at = codes_at(a, row, 0), *w = p->bytes;
     const long below = a->width * TALL * STEP;
-    tiles_zero();
+    BARRIER();
+    if (adds)
+        tiles_load(c, stride);
+    else
+        tiles_zero();
     for (long step = 0; step < p->steps; step++, at += TALL * STEP, w += STEP * LANES)
         tiles_step(at, below, w, a->is_unsigned);
     tiles_store(c, stride);
