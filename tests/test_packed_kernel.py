@@ -128,7 +128,17 @@ def drive(folder, compiler, flags, runner=()):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-@pytest.mark.parametrize("flags", [["-march=native"], ["-mavx2", "-mfma"], []], ids=["native", "avx2", "plain"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-march=native"],
+        ["-march=native", "-mno-avx512vbmi"],
+        ["-march=native", "-mno-avx512vnni"],
+        ["-mavx2", "-mfma"],
+        [],
+    ],
+    ids=["native", "no vbmi", "no vnni", "avx2", "plain"],
+)
 def test_no_fault_under_address_and_undefined_behaviour_sanitizers(flags, tmp_path):
     if "-mavx2" in flags and "avx2" not in CPUINFO:
         pytest.skip("this processor has no AVX2")

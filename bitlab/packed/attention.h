@@ -70,7 +70,7 @@ static int context_codes(const Attention *a, const int32_t *sums, Floats beta, l
     int8_t codes[LANES];
     int none = codes_of(sub(mul(from_ints(sums), all(a->context_scale)), beta), a->after, codes, LANES);
     for (long i = 0; i < count; i++, channel++)
-        codes_at(&a->context, row, channel / STEP)[channel % STEP] = codes[i];
+        in_tile(codes_at(&a->context, row, 0), channel / LANES * LANES)[place(channel % LANES)] = codes[place((int)i)];
     return none;
 }
 

@@ -108,7 +108,9 @@ static void row_planes(const Codes *a, Planes *p, long row)
         for (long step = 0; step < a->steps; step++, out += 2) {
             const int8_t *codes = codes_at(a, row, step);
 #ifdef QUADS
-            __m512i v = _mm512_loadu_si512(codes);
+            __m256i first = in_order(_mm256_loadu_si256((const __m256i *)codes));
+            __m256i second = in_order(_mm256_loadu_si256((const __m256i *)(codes + LANES)));
+            __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
             uint64_t two = p->sign ? _mm512_cmpgt_epi8_mask(v, _mm512_setzero_si512())
                                    : _mm512_test_epi8_mask(v, _mm512_set1_epi8((char)(1 << plane)));
             memcpy(out, &two, sizeof two);

@@ -2,8 +2,8 @@
  *
  * The second factor comes as a panel: 32 columns, opened just before use so that it stays in the first caches. One-bit
  * weights are opened to bytes of -1 and +1, attention's keys and values are bytes already. With AVX-512 VNNI a panel is
- * [steps][2][16][16][4]: for 64 of K and 16 columns, 16 vectors of 4 consecutive k for each column. That is what a
- * tile multiply (AMX) and a dot product of bytes (VNNI) take. Otherwise it is [32][steps][64], for plain loops.
+ * [steps][2][16][16][4]: for 64 of K and 16 columns, 16 vectors of 4 k for each column, in the order of codes. That is
+ * what a tile multiply (AMX) and a dot product of bytes (VNNI) take. Otherwise it is [32][steps][64], for plain loops.
  */
 typedef struct {
     int8_t *bytes; /* [steps][LANES * STEP] */
@@ -19,10 +19,6 @@ static inline Panel panel_at(void *memory, long i, long steps)
     int8_t *bytes = (int8_t *)memory + (size_t)i * panel_size(steps);
     return (Panel){bytes, (int32_t *)(bytes + steps * LANES * STEP), steps};
 }
-
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define QUADS 1 /* panels of 4 k for each column */
-#endif
 
 #ifdef QUADS
 
@@ -71,17 +67,14 @@ static inline void load_columns(const void *rows, long stride, long count, long 
 static void open_weights(const uint8_t *weight, long stride, long bytes, long count, Panel *p)
 {
     const __m512i up = _mm512_set1_epi8(1), down = _mm512_set1_epi8(-1);
-    const __m512i spread = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-    const __m512i places[2] = {_mm512_set1_epi32(0x08040201), _mm512_set1_epi32((int)0x80402010)};
     for (long k = 0; k < p->steps * STEP; k += 512)
         for (int half = 0; half < 2; half++) {
             __m512i words[16];
             load_columns(weight + half * 16 * stride + k / 8, stride, count - half * 16, bytes - k / 8, words);
             for (long w = 0; w < 16 && k + w * 32 < p->steps * STEP; w++) {
                 int8_t *out = panel_row(p, k + w * 32, half);
-                for (int i = 0; i < 8; i++) { /* 4 bits of each of 16 columns */
-                    __m512i byte = _mm512_shuffle_epi8(words[w], _mm512_add_epi8(spread, _mm512_set1_epi8((char)(i / 2))));
-                    __mmask64 bits = _mm512_test_epi8_mask(byte, places[i % 2]);
+                for (int i = 0; i < 8; i++) { /* bit i of 4 bytes, for each of 16 columns */
+                    __mmask64 bits = _mm512_test_epi8_mask(words[w], _mm512_set1_epi8((char)(1 << i)));
                     _mm512_store_si512(out + i * 64, _mm512_mask_blend_epi8(bits, down, up));
                 }
             }
@@ -95,7 +88,7 @@ static void open_keys(const Codes *keys, long row, long count, long width, Panel
         for (int half = 0; half < 2; half++) {
             __m512i columns[16];
             const int8_t *from = codes_at(keys, count > half * TALL ? row + half * TALL : row, step);
-            load_columns(from, STEP, count - half * TALL, width - step * STEP, columns);
+            load_columns(from, STEP, count - half * TALL, rounded(width - step * STEP, LANES), columns);
             for (int i = 0; i < 16; i++)
                 _mm512_store_si512(panel_row(p, step * STEP, half) + i * 64, columns[i]);
         }
@@ -104,22 +97,26 @@ static void open_keys(const Codes *keys, long row, long count, long width, Panel
 /* Columns of codes as they are: attention's values, `length` rows from `row` on, `count` channels from `channel` on. */
 static void open_values(const Codes *values, long row, long length, long channel, long count, Panel *p)
 {
-    for (long k = 0; k < p->steps * STEP; k += 4)
-        for (int half = 0; half < 2; half++) {
-            __m128i four[4], pair[4];
-            long left = count - half * 16;
-            __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
-            const int8_t *from = codes_at(values, k < length ? row + k : row, channel / STEP) + channel % STEP + half * 16;
-            for (int i = 0; i < 4; i++)
-                four[i] = _mm_maskz_loadu_epi8(k + i < length ? there : 0, from + i * STEP);
-            for (int i = 0; i < 2; i++) {
-                pair[i] = _mm_unpacklo_epi8(four[2 * i], four[2 * i + 1]);
-                pair[2 + i] = _mm_unpackhi_epi8(four[2 * i], four[2 * i + 1]);
+    for (long k = 0; k < p->steps * STEP; k += LANES)
+        for (int i = 0; i < 8; i++) {
+            __m256i rows[4];
+            for (int j = 0; j < 4; j++) {
+                const long key = k + 8 * j + i;
+                const int8_t *from = codes_at(values, key < length ? row + key : row, channel / STEP) + channel % STEP;
+                rows[j] = key < length ? in_order(_mm256_loadu_si256((const __m256i *)from)) : _mm256_setzero_si256();
             }
-            __m128i *out = (__m128i *)panel_row(p, k, half);
-            for (int i = 0; i < 4; i += 2) {
-                _mm_store_si128(out + i, _mm_unpacklo_epi16(pair[i], pair[i + 1]));
-                _mm_store_si128(out + i + 1, _mm_unpackhi_epi16(pair[i], pair[i + 1]));
+            for (int half = 0; half < 2; half++) {
+                __m128i four[4], pair[4], *out = (__m128i *)panel_row(p, k + 4 * i, half);
+                for (int j = 0; j < 4; j++)
+                    four[j] = half ? _mm256_extracti128_si256(rows[j], 1) : _mm256_castsi256_si128(rows[j]);
+                for (int j = 0; j < 2; j++) {
+                    pair[j] = _mm_unpacklo_epi8(four[2 * j], four[2 * j + 1]);
+                    pair[2 + j] = _mm_unpackhi_epi8(four[2 * j], four[2 * j + 1]);
+                }
+                for (int j = 0; j < 4; j += 2) {
+                    _mm_store_si128(out + j, _mm_unpacklo_epi16(pair[j], pair[j + 1]));
+                    _mm_store_si128(out + j + 1, _mm_unpackhi_epi16(pair[j], pair[j + 1]));
+                }
             }
         }
 }

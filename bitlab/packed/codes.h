@@ -10,6 +10,10 @@
 #define STEP 64  /* channels at a time */
 #define TALL 16  /* rows of a tile; 1 << 4 */
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define QUADS 1 /* panels (bytes.h) of 4 channels for each column, and codes in their order */
+#endif
+
 /* What takes vectors: a call would bring them through memory. */
 #define ALWAYS static inline __attribute__((always_inline))
 
@@ -32,6 +36,17 @@ static inline int8_t *codes_at(const Codes *a, long row, long step)
 
 /* Code number `at` of a row whose codes begin at `tile`. */
 static inline int8_t *in_tile(int8_t *tile, long at) { return tile + at / STEP * (TALL * STEP) + at % STEP; }
+
+/* Where a code lies among the 32 of its vector. With QUADS, 4 that lie together are 8 channels apart: their weights are
+ * one bit in each byte of a word, which opens without a shuffle. */
+static inline int place(int lane)
+{
+#ifdef QUADS
+    return lane % 8 * 4 + lane / 8;
+#else
+    return lane;
+#endif
+}
 
 /* Codes of whole rows, or with `heads`, of one head of a row. */
 static inline Codes codes_in(void *memory, long steps, long heads, int is_unsigned)

@@ -118,7 +118,7 @@ __attribute__((noinline)) static int divided_codes(Floats v, Set s, int8_t *code
         none |= q != q;
         q = q > s.low ? q : s.low;
         q = q < s.high ? q : s.high;
-        codes[l] = (int8_t)((int32_t)rintf(q) + s.offset);
+        codes[place(l)] = (int8_t)((int32_t)rintf(q) + s.offset);
     }
     return none;
 }
@@ -132,15 +132,48 @@ __attribute__((noinline)) static int divided_codes(Floats v, Set s, int8_t *code
 
 #define MAGIC 12582912.0f /* 1.5 * 2^23: what is added to it is rounded to a whole number, which its last bits are */
 
-/* The last bytes of 32 words. */
+/* 32 codes to their places, and back. */
+#if defined(QUADS) && defined(__AVX512VBMI__)
+ALWAYS __m256i in_place(__m256i codes)
+{
+    const __m256i eighth = _mm256_setr_epi32(0x18100800, 0x19110901, 0x1a120a02, 0x1b130b03, 0x1c140c04, 0x1d150d05,
+                                             0x1e160e06, 0x1f170f07);
+    return _mm256_permutexvar_epi8(eighth, codes);
+}
+ALWAYS __m256i in_order(__m256i codes)
+{
+    const __m256i fourth = _mm256_setr_epi32(0x0c080400, 0x1c181410, 0x0d090501, 0x1d191511, 0x0e0a0602, 0x1e1a1612,
+                                             0x0f0b0703, 0x1f1b1713);
+    return _mm256_permutexvar_epi8(fourth, codes);
+}
+#elif defined(QUADS)
+ALWAYS __m256i in_place(__m256i codes)
+{
+    __m128i a = _mm256_castsi256_si128(codes), b = _mm256_extracti128_si256(codes, 1);
+    a = _mm_unpacklo_epi8(a, _mm_srli_si128(a, 8));
+    b = _mm_unpacklo_epi8(b, _mm_srli_si128(b, 8));
+    return _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
+}
+ALWAYS __m256i in_order(__m256i codes)
+{
+    const __m128i fourth = _mm_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703);
+    __m128i a = _mm_shuffle_epi8(_mm256_castsi256_si128(codes), fourth);
+    __m128i b = _mm_shuffle_epi8(_mm256_extracti128_si256(codes, 1), fourth);
+    return _mm256_set_m128i(_mm_unpackhi_epi32(a, b), _mm_unpacklo_epi32(a, b));
+}
+#else
+ALWAYS __m256i in_place(__m256i codes) { return codes; }
+#endif
+
+/* The last bytes of 32 words, in their places. */
 ALWAYS __m256i last_bytes(__m512i a, __m512i b)
 {
-#ifdef __AVX512VBMI__
-    const __m512i fourth = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x7c787470, 0x6c686460, 0x5c585450, 0x4c484440,
-                                            0x3c383430, 0x2c282420, 0x1c181410, 0x0c080400);
-    return _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, fourth, b));
+#if defined(QUADS) && defined(__AVX512VBMI__)
+    const __m512i from = _mm512_castsi256_si512(_mm256_setr_epi32(0x60402000, 0x64442404, 0x68482808, 0x6c4c2c0c,
+                                                                  0x70503010, 0x74543414, 0x78583818, 0x7c5c3c1c));
+    return _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, from, b));
 #else
-    return _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
+    return in_place(_mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a)));
 #endif
 }
 
@@ -156,7 +189,7 @@ ALWAYS uint32_t quick_codes(Floats v, Set s, int8_t *codes)
             look |= s.sign ? 0 : _mm512_cmp_ps_mask(v.half[h], v.half[h], _CMP_UNORD_Q);
         }
         __m256i high = _mm256_set1_epi8((char)(s.offset + 1)), low = _mm256_set1_epi8((char)(s.offset - s.sign));
-        _mm256_storeu_si256((__m256i *)codes, _mm256_mask_blend_epi8(up, low, high));
+        _mm256_storeu_si256((__m256i *)codes, in_place(_mm256_mask_blend_epi8(up, low, high)));
         return look;
     }
     const __m512 magic = _mm512_set1_ps(MAGIC + (float)s.offset);
@@ -199,8 +232,8 @@ ALWAYS uint32_t quick_codes(Floats v, Set s, int8_t *codes)
 ALWAYS int codes_of(Floats v, Set s, int8_t *codes, long count)
 {
     int none = quick_codes(v, s, codes) ? divided_codes(v, s, codes) : 0;
-    if (count < LANES)
-        memset(codes + count, s.offset, (size_t)(LANES - count));
+    for (long l = count; l < LANES; l++)
+        codes[place((int)l)] = (int8_t)s.offset;
     return none;
 }
 

@@ -122,17 +122,15 @@ static void finish_floats(const Product *product, const Block *block, long row, 
     }
 }
 
-/* A panel holds so many steps of 32 outputs: with 32 rows of codes that stream past it, it stays in the first cache. Of a
- * wider layer the sums of all rows wait for the next panel. */
-#define PANEL_STEPS 6
-
+/* Opens 32 outputs from one step of the inputs on. */
 static void open_block(const Product *p, const Block *b, long step, Panel *panel)
 {
-    const uint8_t *weight = p->linear->weight + b->first * ceil_div(p->inputs, 8);
+    const long row = ceil_div(p->inputs, 8), from = step * STEP / 8;
+    const uint8_t *weight = p->linear->weight + b->first * row + from;
     if (p->kernel == POPCOUNT_KERNEL)
-        open_words(weight, ceil_div(p->inputs, 8), b->count, p->planes, (uint32_t *)panel->bytes);
+        open_words(weight, row, b->count, p->planes, (uint32_t *)panel->bytes);
     else
-        open_weights(weight + step * STEP / 8, ceil_div(p->inputs, 8), ceil_div(p->inputs, 8) - step * STEP / 8, b->count, panel);
+        open_weights(weight, row, row - from, b->count, panel);
     if (p->kernel == BYTES_KERNEL)
         sum_columns(panel);
 }
@@ -146,25 +144,27 @@ static int finish(const Product *p, const Block *b, long row, long count, int32_
     return 0;
 }
 
-/* All rows times 32 outputs, panel by panel. Meanwhile the weights that come `then` are fetched, a piece at a time. */
+/* All rows times 32 outputs. So many steps are opened at a time that they stay in the first cache while 32 rows after 32
+ * rows of codes stream past; of a wider layer all rows' sums wait for the next steps. Meanwhile the weights that come
+ * `then` are fetched, a share with each 32 rows. */
+#define OPEN_STEPS 6
 static int run_block(const Product *p, long number, const uint8_t *then, const Scratch *s)
 {
     const Block b = make_block(p, number);
-    const long all = p->in.steps, most = p->kernel == POPCOUNT_KERNEL ? all : PANEL_STEPS;
-    const long size = LANES * ceil_div(p->inputs, 8), pieces = ceil_div(all, most) * ceil_div(p->tokens, LANES);
-    const long piece = rounded(ceil_div(size, pieces), 64);
-    long from = 0;
+    const long all = p->in.steps, most = p->kernel == POPCOUNT_KERNEL ? all : OPEN_STEPS;
+    const long size = LANES * ceil_div(p->inputs, 8), turns = ceil_div(all, most) * ceil_div(p->tokens, LANES);
+    const uint8_t *end = then ? then + size : NULL;
     int none = 0;
     for (long step = 0; step < all; step += most) {
         Panel panel = panel_at(s->panel, 0, all - step < most ? all - step : most);
         Codes in = p->in;
         in.first += step;
         open_block(p, &b, step, &panel);
-        for (long row = 0; row < p->tokens; row += LANES, from += piece) {
+        for (long row = 0; row < p->tokens; row += LANES) {
             const long count = p->tokens - row < LANES ? p->tokens - row : LANES;
-            int32_t (*c)[LANES] = s->c + (most < all ? row : 0);
-            for (long at = from; then && at < from + piece && at < size; at += 64)
-                __builtin_prefetch(then + at, 0, 2);
+            int32_t(*c)[LANES] = s->c + (most < all ? row : 0);
+            for (long i = 0; i < size / turns && then < end; i += 64, then += 64)
+                __builtin_prefetch(then, 0, 2);
             if (p->kernel == POPCOUNT_KERNEL)
                 multiply_planes(p->planes, row, count, (const uint32_t *)panel.bytes, c);
             else
