@@ -1,4 +1,4 @@
-"""No test needs a network or a screen, and none depends on what another left in the random generators."""
+"""No test needs a network or a screen, and none depends on what another left; whatever is refused is one line."""
 
 import getpass
 import os
@@ -14,8 +14,36 @@ if (capability := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):
 
 import pytest
 import torch
+from tiny_models import cheaply
+
+from bitlab.errors import BitlabError
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _errors_are_one_line(monkeypatch):
+    """Every BitlabError of every test, whatever else that test asks of it."""
+    said = []
+    monkeypatch.setattr(BitlabError, "__init__", lambda self, *args: said.append(str(self)))
+    yield
+    assert not [message for message in said if "\n" in message]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, and no data that the environment names."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("BITLAB_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cheap():
+    with cheaply():
+        yield

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import CONFIGS, batch, binarizers, outputs, tiny, warm_up
+from tiny_models import CONFIGS, METHODS, batch, binarizers, binary, outputs, tiny
 
-from bitlab import BitConfig, ElasticBinarizer, binarize
+from bitlab import ElasticBinarizer
 from bitlab.attention import binary_attention
 
 DOUBLE = {"dtype": torch.float64}
@@ -117,14 +117,10 @@ def test_a_float_teacher_gives_its_scores(architecture):
 # ------------------------------------------------------------------ padding, batches, gradients, in a model
 
 
-def binary(architecture, bits, head="sequence"):
-    return warm_up(binarize(tiny(architecture, head), BitConfig(1, bits)))
-
-
-@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_an_example_does_not_see_padding_or_neighbours(architecture, bits):
-    model, inputs = binary(architecture, bits).double(), batch(size=4, length=7)
+def test_an_example_does_not_see_padding_or_neighbours(architecture, kind):
+    model, inputs = binary(architecture, kind=kind).double(), batch(size=4, length=7)
     together = outputs(model, **inputs)[0]
     assert together.std(dim=0).max() > 1e-2  # else everything is the same anyway
     for i in range(4):
@@ -142,7 +138,7 @@ def test_an_example_does_not_see_padding_or_neighbours(architecture, bits):
 @pytest.mark.parametrize("bits", [1, 2])
 def test_gradients_do_not_see_padding(bits):
     """All but those of alpha, which are divided by sqrt(N) with N counting every place."""
-    model, inputs, padded = binary("bert", bits).double(), batch(length=7), batch(length=11, pad=4)
+    model, inputs, padded = binary(kind=f"bit W1A{bits}").double(), batch(length=7), batch(length=11, pad=4)
     padded["input_ids"][:, :7] = inputs["input_ids"]
     gradients = []
     for given in (inputs, padded):
@@ -157,7 +153,7 @@ def test_gradients_do_not_see_padding(bits):
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_attentions_of_a_model_are_bits(architecture):
-    model = binary(architecture, 1)
+    model = binary(architecture)
     with torch.no_grad():
         attentions = model(**batch(pad=3), output_attentions=True).attentions
     alphas = [m.alpha.detach() for name, m in binarizers(model).items() if name.endswith("probs_binarizer")]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import refused, silent
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -39,17 +40,7 @@ PAIRS = [
 ]
 
 
-def silent(line):
-    pass
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """An empty current folder."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def write_vectors(path, vectors):
@@ -160,7 +151,7 @@ def test_each_word_is_replaced_with_the_probability():
 # ------------------------------------------------------------------------------------------------ the table
 
 
-def test_the_table(inputs, here):
+def test_the_table(inputs):
     folder, record = augment("rte", *inputs, report=silent)
     assert folder.parent == Path("runs") and folder.name.startswith("augment-rte-")
     rows = load_glue("rte", folder)["train"]
@@ -181,9 +172,8 @@ def test_the_table(inputs, here):
             assert after == before or after.lower() in near[before.lower()]
             assert after.isupper() == before.isupper() or before in ("A", "a")
     assert any("BUS" not in a and a.endswith(("CAR.", "TRUCK.")) for a, _ in texts)
-    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == [
-        ".lock", "augment.json", "experiment.json", "train.tsv",
-    ]  # fmt: skip
+    found = {p.name for p in folder.rglob("*") if p.is_file()}
+    assert found == {".lock", "augment.json", "experiment.json", "train.tsv"}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -304,7 +294,6 @@ def test_any_number_of_processes_gives_the_same_table(inputs, tmp_path, monkeypa
 def die_in_a_worker():
     if multiprocessing.parent_process() is not None:
         os._exit(1)
-    return
 
 
 def test_a_process_that_is_killed_is_one_line(inputs, tmp_path):
@@ -407,17 +396,6 @@ def test_a_table_that_changed_is_another_experiment(inputs):
 
 
 # ----------------------------------------------------------------------------------------------- bad input
-
-
-def refused(capsys, *arguments) -> str:
-    """The one line on standard error of a command that leaves with 2 and writes nothing."""
-    before = sorted(Path.cwd().rglob("*"))
-    capsys.readouterr()
-    assert cli.main([str(a) for a in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("bitlab: ") and err.endswith("\n") and err.count("\n") == 1, err
-    assert "Traceback" not in out and sorted(Path.cwd().rglob("*")) == before
-    return err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from transformers import BertConfig, BertModel
 from bitlab import BitConfig, BitlabError, binarize, set_precision
 from bitlab.binarizers import elastic
 from bitlab.distillation.trainer import _of_kept_heads
-from bitlab.experiments.recipes import BINARYBERT
 from bitlab.rivals.binarybert import BinaryBertBinarizer, binarize_uncentred, pact, split_ternary, ternarize_weight
 
 DOUBLE = {"dtype": torch.float64}
@@ -99,9 +98,8 @@ def test_splitting_identity_on_odd_tensors(w, per_row):
 def test_what_cannot_be_split():
     w = torch.full((1, 100), 0.69)
     w[0, 0] = 31.0
-    with pytest.raises(BitlabError, match="has no ternary split") as error:
+    with pytest.raises(BitlabError, match="has no ternary split"):
         split_ternary(w)
-    assert "\n" not in str(error.value)
     w[0, ::2] *= -1  # half of them of the other sign, and it can
     first, second = split_ternary(w)
     torch.testing.assert_close(binarize_uncentred(first) + binarize_uncentred(second), ternarize_weight(w))
@@ -208,17 +206,10 @@ def test_the_teachers_scores_are_those_of_the_heads_that_stayed():
     assert _of_kept_heads(tiny(), scores) == scores
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"num_attention_heads": 1}, "1 can't be halved"),
-        ({"intermediate_size": 31}, "31 can't be halved"),
-    ],
-)
-def test_what_cannot_be_halved(options, says):
-    with pytest.raises(BitlabError, match=says) as error:
-        binarize(BertModel(BertConfig(**SIZES | options)), BitConfig(2, 4, **METHOD))
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("odd", [{"num_attention_heads": 1}, {"intermediate_size": 31}], ids=str)
+def test_what_cannot_be_halved(odd):
+    with pytest.raises(BitlabError, match=f"{max(odd.values())} can't be halved"):
+        binarize(BertModel(BertConfig(**SIZES | odd)), BitConfig(2, 4, **METHOD))
 
 
 def test_one_of_two_layers_cannot_stay():
@@ -277,9 +268,3 @@ def test_at_full_precision_the_halves_are_the_whole():
     before = outputs(model, **inputs)[0]
     set_precision(set_precision(model, "W1A1"), "W32A32")
     torch.testing.assert_close(outputs(model, **inputs)[0], before)
-
-
-def test_two_phases_of_a_stage():
-    first, second = BINARYBERT.phases
-    assert (first.loss.logits, first.loss.hidden, first.loss.attention, first.rate) == (0, 1, 1, 2.5)
-    assert (second.loss.logits, second.loss.hidden, second.loss.attention, second.rate) == (1, 0, 0, 1)

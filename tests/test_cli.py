@@ -9,46 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_models import refused, save, write_squad
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 import bitlab
 from bitlab import cli, experiments
 from bitlab.bench.settings import BenchSettings
 from bitlab.config import ALPHA_POLICIES
-from bitlab.data.sample import sample_tokenizer
+from bitlab.data.sample import sample_squad
 from bitlab.data.settings import Settings
 from bitlab.experiments import experiment
 from bitlab.experiments.recipes import RECIPES
 from bitlab.options import given, kind, options
 from bitlab.startup import STOPPED
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+pytestmark = pytest.mark.usefixtures("cheap", "here")
 HEADER = "index\tsentence1\tsentence2\tlabel\n"
 ROW = "0\ta red cup .\tthe cup is red .\tentailment\n1\ta red cup .\tthe cup is blue .\tnot_entailment\n"
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """An empty current folder, one thread, no compiler, and no data that the environment names."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("BITLAB_COMPILE", "off")
-    monkeypatch.delenv("BITLAB_DATA", raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield folder
-    torch.set_num_threads(threads)
-
-
-def refused(capsys, *arguments) -> str:
-    """The one line on standard error of a command that leaves with 2 and writes nothing."""
-    before = sorted(Path.cwd().rglob("*"))
-    assert cli.main([str(a) for a in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("bitlab: ") and err.endswith("\n") and err.count("\n") == 1, err
-    assert "Traceback" not in out and sorted(Path.cwd().rglob("*")) == before
-    return err
 
 
 def data(folder, train=HEADER + ROW * 8, dev=HEADER + ROW * 4):
@@ -273,10 +251,7 @@ def test_bad_models(capsys, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     assert "has no config.json" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertForSequenceClassification(BertConfig(vocab_size=112, num_labels=3, **sizes)).save_pretrained(folder)
-    sample_tokenizer().save_pretrained(folder)
-    capsys.readouterr()
+    save(BertForSequenceClassification(BertConfig(vocab_size=112, num_labels=3, **SIZES)), folder)
     for option in ("--model", "--teacher"):
         line = refused(capsys, "glue", "rte", "--data", "sample", option, folder)
         assert "has 3 labels, rte has 2" in line
@@ -284,30 +259,18 @@ def test_bad_models(capsys, tmp_path):
     assert "can't be loaded" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
 
 
-def squad_file(folder, name="train-v1.1.json"):
-    """One question in SQuAD's layout."""
-    question = {"id": "q", "question": "what was washed ?", "answers": [{"text": "a red cup", "answer_start": 13}]}
-    paragraph = {"context": "the cook saw a red cup .", "qas": [question]}
-    folder.mkdir()
-    (folder / name).write_text(json.dumps({"version": "1.1", "data": [{"title": "Cups", "paragraphs": [paragraph]}]}))
-    return folder
-
-
 def test_squad_without_a_file(capsys, tmp_path):
     assert "no SQuAD files in" in refused(capsys, "squad", "--data", data(tmp_path / "glue"))
-    folder = squad_file(tmp_path / "squad")
+    folder = write_squad(tmp_path / "squad", {"train": sample_squad(1, 1)["train"]})
     assert "SQuAD v1.1 has no validation split" in refused(capsys, "squad", "--data", folder)
     (folder / "train-v1.1.json").rename(folder / "dev-v1.1.json")
     assert "SQuAD v1.1 has no train split" in refused(capsys, "squad", "--data", folder)
 
 
 def test_bad_models_for_squad(capsys, tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=112, num_labels=3, **sizes)
+    config = BertConfig(vocab_size=112, num_labels=3, **SIZES)
     for name, model in (("spans", BertForQuestionAnswering), ("classes", BertForSequenceClassification)):
-        model(config).save_pretrained(tmp_path / name)
-        sample_tokenizer().save_pretrained(tmp_path / name)
-    capsys.readouterr()
+        save(model(config), tmp_path / name)
     for option in ("--model", "--teacher"):
         line = refused(capsys, "squad", "--data", "sample", option, tmp_path / "spans")
         assert "has 3 labels, squad has 2" in line

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import Killed, refused, silent
 from transformers import DataCollatorWithPadding
 
 import bitlab
@@ -21,12 +22,7 @@ COLLATE = DataCollatorWithPadding(load_tokenizer("sample"))
 LAST = "encoder.layer.1.output.dense"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_compiler():
-    """Without it models this small train fastest; see also test_experiments."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITLAB_COMPILE", "off")
-        yield
+pytestmark = pytest.mark.usefixtures("cheap", "here")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +41,7 @@ def encoder(tmp_path_factory, sentences):
     return folder, go(sentences, folder)
 
 
-def go(texts, folder, report=lambda line: None, **options):
+def go(texts, folder, report=silent, **options):
     return distil(GeneralDistillation((texts,), **SETTINGS | options), folder, report=report)
 
 
@@ -114,9 +110,6 @@ def test_it_learns_and_is_what_its_record_says(encoder, sentences):
 
 
 def test_an_interrupted_training_goes_on(encoder, sentences, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
     def kill(*args, **kwargs):
         raise Killed
 
@@ -159,20 +152,12 @@ def test_a_student_starts_from_it(encoder, precision):
     assert not bool(student.base_model.pooler.dense.input_binarizer.initialized)
 
 
-def test_an_experiment_starts_from_it(encoder, tmp_path, monkeypatch):
+def test_an_experiment_starts_from_it(encoder, tmp_path):
     """With a learning rate of next to nothing its encoder is found again in the result."""
     folder, _ = encoder
-    monkeypatch.chdir(tmp_path)
-    experiment = Experiment(
-        "sst2",
-        data="sample",
-        schedule="W1A1",
-        start=str(folder / "W1A1"),
-        max_steps=2,
-        learning_rate=1e-12,
-        alpha_learning_rate=1e-12,
-    )
-    result = run(experiment, tmp_path / "run", report=lambda line: None)
+    still = {"max_steps": 2, "learning_rate": 1e-12, "alpha_learning_rate": 1e-12}
+    experiment = Experiment("sst2", data="sample", schedule="W1A1", start=str(folder / "W1A1"), **still)
+    result = run(experiment, tmp_path / "run", report=silent)
     assert result["config"]["start"] == "general/W1A1" and experiment.folder_name.endswith("-started-seed0")
     found, theirs = load_model(tmp_path / "run" / "W1A1"), load_model(folder / "W1A1")
     assert torch.allclose(found.get_submodule(LAST).weight, theirs.get_submodule(LAST).weight, atol=1e-6)
@@ -184,24 +169,11 @@ def test_starts_that_do_not_fit(encoder, tmp_path):
     quietly_loaded("sample").save_pretrained(float_model)
     wide = bitlab.binarize(quietly_loaded("sample", "sst2"))
     wide.base_model.encoder.layer = wide.base_model.encoder.layer[:1]
-    cases = [
-        (bitlab.binarize(quietly_loaded("sample", "sst2")), str(float_model), "is not binary"),
-        (
-            bitlab.binarize(quietly_loaded("sample", "sst2"), BitConfig(method="bibert")),
-            str(folder / "W1A1"),
-            "of method",
-        ),
-        (wide, str(folder / "W1A1"), "another shape"),
-    ]
-    for student, name, message in cases:
+    bit, bibert = (bitlab.binarize(quietly_loaded("sample", "sst2"), BitConfig(method=m)) for m in ("bit", "bibert"))
+    cases = [(bit, float_model, "is not binary"), (bibert, folder / "W1A1", "of method")]
+    for student, start, message in [*cases, (wide, folder / "W1A1", "another shape")]:
         with pytest.raises(BitlabError, match=message):
-            start_from(student, name)
-
-
-@pytest.mark.parametrize("amount", ["epochs", "max_steps", "batch_size", "learning_rate", "alpha_learning_rate"])
-def test_amounts_that_are_none(amount):
-    with pytest.raises(BitlabError, match=f"{amount} is 0: give a (whole )?number (above 0|of at least 1)"):
-        GeneralDistillation((), **{amount: 0})
+            start_from(student, str(start))
 
 
 def test_lengths(sentences):
@@ -227,13 +199,7 @@ def test_command_line(sentences, tmp_path, capsys):
     options = ["--model", "sample", "--max-steps", "2", "--output", str(tmp_path / "run")]
     assert cli.main(["distil", str(sentences), *options, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["missed"]) == 3
-    assert cli.main(["distil", str(tmp_path / "none.txt"), *options]) == 2
-    error = capsys.readouterr().err
-    assert "none.txt can't be read" in error and error.count("\n") == 1
-    assert cli.main(["distil", str(sentences), *options, "--batch-size", "0"]) == 2
-    assert (
-        capsys.readouterr().err == "bitlab: batch_size is 0: give a whole number of at least 1 and of at most 100000\n"
-    )
-    start = ["glue", "sst2", "--data", "sample", "--start", str(tmp_path), "--output", str(tmp_path / "task")]
-    assert cli.main(start) == 2
-    assert "no config.json" in capsys.readouterr().err and not (tmp_path / "task").exists()
+    assert "none.txt can't be read" in refused(capsys, "distil", tmp_path / "none.txt", *options)
+    said = refused(capsys, "distil", sentences, *options, "--batch-size", "0")
+    assert said == "bitlab: batch_size is 0: give a whole number of at least 1 and of at most 100000\n"
+    assert "no config.json" in refused(capsys, "glue", "sst2", "--data", "sample", "--start", tmp_path)

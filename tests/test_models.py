@@ -3,10 +3,12 @@
 import importlib.util
 import io
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import save
 from torch import nn
 from transformers import (
     AutoModel,
@@ -46,7 +48,6 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 def fails(name, task="rte") -> str:
     with pytest.raises(BitlabError) as caught:
         load_model(name, task)
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -106,8 +107,7 @@ def test_a_tokenizer_that_is_absent_is_not_made_up(tmp_path):
 @pytest.mark.parametrize(("config", "longest"), [(BertConfig, 16), (RobertaConfig, 14)])
 def test_a_tokenizer_knows_how_long_a_sentence_its_model_reads(tmp_path, config, longest):
     sizes = {"vocab_size": 112, "max_position_embeddings": 16, "pad_token_id": 1}
-    AutoModel.from_config(config(**SMALL | sizes)).save_pretrained(tmp_path)
-    sample_tokenizer().save_pretrained(tmp_path)
+    save(AutoModel.from_config(config(**SMALL | sizes)), tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.model_max_length == longest
     rows = Dataset.from_dict({"sentence": ["the cook is kind " * 20], "label": [1]})
@@ -125,8 +125,7 @@ def test_weights_that_are_cut_off(tmp_path):
 
 def test_saved_model_is_loaded_as_it_was(tmp_path):
     model = load_model("sample", "mnli", seed=2)
-    model.save_pretrained(tmp_path)
-    sample_tokenizer().save_pretrained(tmp_path)
+    save(model, tmp_path)
     assert torch.equal(load_model(tmp_path, "mnli")(**batch()).logits, model(**batch()).logits)
     assert load_tokenizer(tmp_path)("the cook")["input_ids"] == sample_tokenizer()("the cook")["input_ids"]
 
@@ -223,10 +222,12 @@ def test_models_that_are_no_text_encoders_are_named(tmp_path, kind):
 
 def saved(folder, **config):
     """A classifier's folder; `config`: edits of its config.json."""
-    load_model("sample", "rte").save_pretrained(folder)
-    sample_tokenizer().save_pretrained(folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return edited(save(load_model("sample", "rte"), folder), "config.json", config)
+
+
+def edited(folder, name, change):
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | change))
     return folder
 
 
@@ -279,15 +280,10 @@ def test_no_code_of_a_folder_is_run(tmp_path, monkeypatch, capfd, model_type):
     heads = dict.fromkeys(("AutoModelForSequenceClassification", "AutoModelForMaskedLM"), "evil.Model")
     folder = saved(tmp_path / "evil", auto_map=names | heads, model_type=model_type)
     (folder / "evil.py").write_text("open('ran', 'w')")
-    tokenizer = folder / "tokenizer_config.json"
-    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"auto_map": names}))
-    said = []
+    edited(folder, "tokenizer_config.json", {"auto_map": names})
     for load in (lambda: load_model(folder, "rte"), lambda: load_tokenizer(folder), lambda: load_any(folder)):
-        try:
+        with pytest.raises(BitlabError) if model_type == "evil" else nullcontext():
             load()
-        except BitlabError as error:
-            said.append(str(error))
-    assert len(said) == (3 if model_type == "evil" else 0) or all("\n" not in line for line in said)
     assert not list(tmp_path.rglob("ran")) and "[y/N]" not in "".join(capfd.readouterr())
 
 
@@ -302,8 +298,7 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("rows", "fits"), [(112, True), (128, True), (113, True), (131, False), (111, False)])
 def test_a_vocabulary_may_be_rounded_up(tmp_path, rows, fits):
-    AutoModel.from_config(BertConfig(**SMALL | {"vocab_size": rows})).save_pretrained(tmp_path)
-    sample_tokenizer().save_pretrained(tmp_path)
+    save(AutoModel.from_config(BertConfig(**SMALL | {"vocab_size": rows})), tmp_path)
     if fits:
         assert len(load_tokenizer(tmp_path)) == 112
     else:
@@ -341,10 +336,6 @@ def test_minilm():
 
 @pytest.mark.parametrize("change", [{"model_input_names": []}, {"model_max_length": -1}, {"model_max_length": "x"}])
 def test_a_tokenizer_with_settings_that_make_no_sense(tmp_path, change):
-    load_model("sample", "rte").save_pretrained(tmp_path)
-    sample_tokenizer().save_pretrained(tmp_path)
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(BitlabError, match="the tokenizer in") as caught:
+    edited(saved(tmp_path), "tokenizer_config.json", change)
+    with pytest.raises(BitlabError, match="the tokenizer in"):
         load_tokenizer(tmp_path)
-    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """Data of your own: every kind of file gives the same task; a wrong row names file, row and column."""
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
@@ -34,7 +35,6 @@ def written(folder, ending, columns):
 def fails(*arguments, **options) -> str:
     with pytest.raises(BitlabError) as caught:
         load_own(*arguments, **options)
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -44,10 +44,8 @@ def test_every_kind_of_file_gives_the_same_task(tmp_path, ending):
     path = written(tmp_path, ending, table(rows, "review", "verdict"))
     task, splits = load_own(path, "review", "verdict")
     assert (task.name, task.kind, task.text_columns) == ("reviews-2", "single_label", ("review",))
-    assert task.label_names == ("bad", "good") and {s: len(r) for s, r in splits.items()} == {
-        "train": 27,
-        "validation": 3,
-    }
+    assert task.label_names == ("bad", "good")
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 27, "validation": 3}
     found = {(row["review"], task.label_names[row["label"]]) for split in splits.values() for row in split}
     assert found == set(rows)
     again = load_own(path, ["review"], ["verdict"], seed=1)[1]["validation"]
@@ -72,20 +70,14 @@ def test_the_kind_follows_from_the_column(tmp_path, labels, kind, names):
     path = written(tmp_path, "jsonl", {"text": list("abcdefghijkl"), "label_": labels * 6})
     task, splits = load_own(path, "text", "label_")
     assert (task.kind, task.label_names) == (kind, names)
-    assert (
-        splits["train"].features["label"]
-        == {
-            "single_label": ClassLabel(names=list(names or ())),
-            "multi_label": List(ClassLabel(names=list(names or ()))),
-            "regression": Value("float32"),
-        }[kind]
-    )
+    classes = names and ClassLabel(names=list(names))
+    kinds = {"single_label": classes, "multi_label": List(classes), "regression": Value("float32")}
+    assert splits["train"].features["label"] == kinds[kind]
 
 
 def test_the_kind_may_be_named_and_numbers_be_written_as_text(tmp_path):
-    path = written(
-        tmp_path, "csv", {"text": list("abcdefghijkl"), "stars": [1, 2] * 6, "topics": ["a, b", '["b"]'] * 6}
-    )
+    columns = {"text": list("abcdefghijkl"), "stars": [1, 2] * 6, "topics": ["a, b", '["b"]'] * 6}
+    path = written(tmp_path, "csv", columns)
     assert load_own(path, "text", "stars")[0].label_names == ("1", "2")
     task, splits = load_own(path, "text", "stars", kind="regression")
     assert task.label_names is None and set(splits["train"]["label"]) == {1.0, 2.0}
@@ -94,12 +86,8 @@ def test_the_kind_may_be_named_and_numbers_be_written_as_text(tmp_path):
 
 
 def test_several_columns_are_several_labels_and_two_texts_a_pair(tmp_path):
-    columns = {
-        "one": list("abcdefghijkl"),
-        "two": list("abcdefghijkl"),
-        "toxic": [0, 1] * 6,
-        "rude": ["true", "false"] * 6,
-    }
+    columns = {name: list("abcdefghijkl") for name in ("one", "two")}
+    columns |= {"toxic": [0, 1] * 6, "rude": ["true", "false"] * 6}
     task, splits = load_own(written(tmp_path, "jsonl", columns), "one,two", "toxic,rude")
     assert (task.kind, task.text_columns, task.label_names) == ("multi_label", ("one", "two"), ("toxic", "rude"))
     assert {tuple(row) for row in splits["train"]["label"]} == {(0,), (1,)}
@@ -193,38 +181,23 @@ def test_a_tokenizer_that_does_not_know_the_words_is_refused(tmp_path):
 # ------------------------------------------------------------------------------------------- the command line
 
 
+@pytest.mark.usefixtures("cheap", "here")
 @pytest.mark.parametrize("kind", ["multi_label", "regression"])
-def test_from_a_file_to_answers(tmp_path, monkeypatch, capsys, kind):
+def test_from_a_file_to_answers(tmp_path, capsys, kind):
     """`bitlab train`, `pack`, `evaluate` and `predict`, on data of your own."""
-    monkeypatch.setenv("BITLAB_COMPILE", "off")
-    monkeypatch.chdir(tmp_path)
     texts = sample_glue("sst2", 40, 5)["train"]["sentence"][:]
     topics = [[word for word in ("not", "really", "film") if word in text] for text in texts]
     ending, labels = ("jsonl", topics) if kind == "multi_label" else ("tsv", [len(text) / 7 for text in texts])
     path = written(tmp_path, ending, {"text": texts, "answer": labels})
     own = [str(path), "--text", "text", "--label", "answer"]
-    command = [
-        "train",
-        *own,
-        "--model",
-        "sample",
-        "--schedule",
-        "W1A1",
-        "--max-steps",
-        "2",
-        "--output",
-        "run",
-        "--json",
-    ]
+    options = "--model sample --schedule W1A1 --max-steps 2 --output run --json"
     for _ in range(2):  # the second time it is there already
-        assert cli.main(command) == 0
+        assert cli.main(["train", *own, *options.split()]) == 0
         result = json.loads(capsys.readouterr().out)
     assert (result["task"], result["data"]) == ("reviews-2", path.name)
     assert [s["precision"] for s in result["stages"]] == ["W32A32", "W1A1"]
     assert set(result["stages"][1]["metrics"]) == set(METRICS[kind])
-    assert (
-        cli.main(["pack", "run/W1A1", "packed"]) == 0 and "| W1A1 |" in (tmp_path / "packed" / "README.md").read_text()
-    )
+    assert cli.main(["pack", "run/W1A1", "packed"]) == 0 and "| W1A1 |" in Path("packed/README.md").read_text()
     capsys.readouterr()
     assert cli.main(["evaluate", "packed", *own, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["examples"] == 40

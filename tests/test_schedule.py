@@ -44,9 +44,8 @@ def test_parse(text, path):
     ],
 )
 def test_what_is_refused_and_why(text, says):
-    with pytest.raises(BitlabError, match=says) as caught:
+    with pytest.raises(BitlabError, match=says):
         Schedule.parse(text)
-    assert "\n" not in str(caught.value)
 
 
 def test_history_is_the_path_up_to_a_stage():

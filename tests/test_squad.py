@@ -1,13 +1,13 @@
 """SQuAD from text to answers: windows, n-best answers, prediction files, whole experiments, packed models."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import Killed, real, silent, write_squad
 from tokenizers import Tokenizer, models, processors
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
@@ -25,35 +25,21 @@ from bitlab.experiments.prepared import prepare
 from bitlab.models import load_model, load_tokenizer
 from bitlab.packed import load_packed
 
-REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TINY = {"max_steps": 12, "batch_size": 8, "train_examples": 48, "schedule": "W1A1"}
+DEV = "dev-v1.1.json", "squad/dev-v1.1.json"
 SMALL = WindowSizes(max_length=20, stride=4, question_length=5)
 WORDS = "the cook is in the kitchen . the nurse left at noon . the king sold the red lamp . the boy is happy ."
 
 
-@pytest.fixture(autouse=True)
-def _cheap(tmp_path, monkeypatch):
-    monkeypatch.setenv("BITLAB_COMPILE", "off")
-    monkeypatch.delenv("BITLAB_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("cheap", "here")
 
 
 def rows(*questions, context=WORDS):
     """(question, answer) pairs on one paragraph."""
-    made = [
-        {
-            "id": f"q{i}",
-            "title": "",
-            "context": context,
-            "question": question,
-            "answers": {"text": [answer], "answer_start": [context.index(answer)]},
-        }
-        for i, (question, answer) in enumerate(questions)
-    ]
+    made = []
+    for i, (question, answer) in enumerate(questions):
+        answers = {"text": [answer], "answer_start": [context.index(answer)]}
+        made.append({"id": f"q{i}", "title": "", "context": context, "question": question, "answers": answers})
     return Dataset.from_list(made, features=features(SQUAD))
 
 
@@ -67,22 +53,14 @@ def oracle(windows):
     return start, end
 
 
-def real(name):
-    path = next((p for p in (REAL / f"{name}.json", REAL / "squad" / f"{name}.json") if p.is_file()), None)
-    if path is None:
-        pytest.skip(f"no {name}.json in {REAL}")
-    return path
-
-
 # --------------------------------------------------------------------------------------------- windows
 
 
 def test_a_long_paragraph_is_cut_into_windows_that_overlap():
     tokenizer = sample_tokenizer()
     windows = encode_windows(rows(("what did the king sell ?", "the red lamp")), tokenizer, SMALL)
-    texts = [
-        [WORDS[a:b] for a, b in offsets if a >= 0] for offsets in windows.offsets
-    ]  # 20 tokens: [CLS], 5 of the question, [SEP], 12 of the paragraph, [SEP]
+    # 20 tokens: [CLS], 5 of the question, [SEP], 12 of the paragraph, [SEP]
+    texts = [[WORDS[a:b] for a, b in offsets if a >= 0] for offsets in windows.offsets]
     words = WORDS.split()
     assert texts == [words[0:12], words[8:20], words[16:]] and list(windows.questions) == [0, 0, 0]
     for row, offsets in zip(windows.tokens, windows.offsets, strict=True):
@@ -137,9 +115,8 @@ def test_a_model_that_reads_less_gets_smaller_windows():
     ],
 )
 def test_window_sizes_that_make_no_sense(sizes, says):
-    with pytest.raises(BitlabError, match=says) as caught:
+    with pytest.raises(BitlabError, match=says):
         prepare(SQUAD, "sample", sample_tokenizer(), **sizes)
-    assert "\n" not in str(caught.value)
     with pytest.raises(BitlabError, match="is for SQuAD: RTE has no windows"):
         prepare(get_task("rte"), "sample", sample_tokenizer(), **sizes)
 
@@ -266,10 +243,10 @@ def moved(answer):
     return " ".join([*normalize_answer(answer).split()[1:], "qzqz"])
 
 
-@pytest.mark.parametrize("source", ["sample", "dev-v1.1"])
+@pytest.mark.parametrize("source", ["sample", "real"])
 def test_metrics_of_moved_answers(source):
     """Of n words n - 1 are shared, in answer and prediction alike: F1 is (n - 1) / n, no match is exact."""
-    dev = sample_squad()["validation"] if source == "sample" else read_squad(real(source))
+    dev = sample_squad()["validation"] if source == "sample" else read_squad(real(*DEV))
     references = [{"id": r["id"], "answers": {"text": r["answers"]["text"][:1]}} for r in dev]
     lengths = np.array([len(normalize_answer(r["answers"]["text"][0]).split()) for r in references])
     expected = np.mean((lengths - 1).clip(0) / lengths.clip(1))
@@ -281,7 +258,7 @@ def test_metrics_of_moved_answers(source):
 
 def test_the_complete_dev_file_has_the_fields_windows():
     """10,784 windows of 384 in bert-base-uncased's words; labels give back all answers but parts of words."""
-    dev = read_squad(real("dev-v1.1"))
+    dev = read_squad(real(*DEV))
     try:
         tokenizer = load_tokenizer("minilm")
     except BitlabError as error:
@@ -298,36 +275,19 @@ def test_the_complete_dev_file_has_the_fields_windows():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The original files' layout, with a part of the sample questions."""
-    root = tmp_path_factory.mktemp("data")
-    for split, name, count in (("train", "train-v1.1", 64), ("validation", "dev-v1.1", 40)):
-        paragraphs = [
-            {
-                "context": r["context"],
-                "qas": [
-                    {
-                        "id": r["id"],
-                        "question": r["question"],
-                        "answers": [{"text": r["answers"]["text"][0], "answer_start": r["answers"]["answer_start"][0]}],
-                    }
-                ],
-            }
-            for r in sample_squad()[split].select(range(count))
-        ]
-        document = {"version": "1.1", "data": [{"title": "Sample", "paragraphs": paragraphs}]}
-        (root / f"{name}.json").write_text(json.dumps(document))
-    return root
+    splits = sample_squad()
+    some = {split: splits[split].select(range(count)) for split, count in (("train", 64), ("validation", 40))}
+    return write_squad(tmp_path_factory.mktemp("data"), some)
 
 
 def go(output, folder, **options):
-    return run(Experiment("squad", data=str(folder), **TINY | options), output, report=lambda line: None)
+    return run(Experiment("squad", data=str(folder), **TINY | options), output, report=silent)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, folder):
     output = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITLAB_COMPILE", "off")
-        return output, go(output, folder)
+    return output, go(output, folder)
 
 
 def test_the_result_and_the_files_beside_each_stage(finished, folder):
@@ -355,10 +315,6 @@ def test_a_model_learns_to_answer(tmp_path):
     settings = Experiment("squad", max_steps=60).settings("W32A32")
     stages.train_stage(model, [], data.train, data.collate, settings, tmp_path / "training")
     assert before < 0.3 and stages.evaluate(model, data)[1]["f1"] > before + 0.2
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_interrupted_and_gone_on_with(tmp_path, folder, finished, monkeypatch):
@@ -393,12 +349,6 @@ def test_the_best_of_ten_dev_evaluations(tmp_path, folder):
     log = json.loads((tmp_path / "run" / "W1A1" / "log.json").read_text())
     found = [entry["eval_score"] for entry in log if "eval_score" in entry]
     assert len(found) == 10 and result["stages"][1]["score"] == pytest.approx(max(found), abs=0.03)
-
-
-def test_the_papers_recipe():
-    paper = Experiment("squad", model="minilm", preset="full").settings("W1A1")
-    assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.warmup) == (3, 16, 3e-5, 0.2)
-    assert Experiment("squad", model="minilm", preset="full").settings("W32A32").epochs == 3
 
 
 def test_the_trivial_score_is_that_of_the_commonest_answer(folder):

@@ -1,9 +1,16 @@
-"""Encoders small enough for a test, of every architecture and head that bitlab converts.
+"""Encoders small enough for a test, of every architecture, head and method; and what tests of commands and runs share.
 
 Where a test holds two ways of computing a binary model to each other, it does so in float64 (`model.double()`): in
 float32 the last bit of a sum, which is another one on another processor, may lie at a threshold and decide a code.
 """
 
+import gc
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 import torch
 from transformers import (
     AlbertConfig,
@@ -18,8 +25,14 @@ from transformers import (
     RobertaConfig,
 )
 
+from bitlab import BitConfig, binarize, cli
+from bitlab.compiled import torch_threads
+from bitlab.data.glue import file_names, layout
+from bitlab.data.sample import sample_tokenizer
+from bitlab.data.tasks import get_task
 from bitlab.layers import Binarizer, ElasticBinarizer
 
+REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 WORDS = 60
 SIZES = {
     "vocab_size": WORDS,
@@ -61,6 +74,8 @@ HEADS = {
     "token": AutoModelForTokenClassification,
     "bare": AutoModel,
 }
+RIVALS = ["bibert W1A1", "binarybert W2A8", "binarybert W2A4", "binarybert W1A8", "binarybert W1A1"]
+METHODS = ["bit W1A1", "bit W1A2", *RIVALS]
 
 
 def tiny(architecture="bert", head="sequence", seed=0, **options):
@@ -108,6 +123,17 @@ def warm_up(model, **inputs):
     return model.eval()
 
 
+def config_of(kind):
+    """The configuration of "binarybert W2A8"."""
+    method, precision = kind.split()
+    return BitConfig.from_precision(precision, method)
+
+
+def binary(architecture="bert", head="sequence", kind="bit W1A1", **options):
+    """A binary model whose alphas and betas are not at their first values."""
+    return warm_up(binarize(tiny(architecture, head, **options), config_of(kind)))
+
+
 def assert_same_gradients(found, expected):
     """To the rounding of the largest of their kind (alpha, beta, weight): one alone may be a sum that cancels."""
     assert found.keys() == expected.keys()
@@ -115,3 +141,78 @@ def assert_same_gradients(found, expected):
         kind = name.rpartition(".")[2]
         size = max(g.abs().max().item() for other, g in expected.items() if other.rpartition(".")[2] == kind)
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-7 * size, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ------------------------------------------------------------------------------------------------ commands and runs
+
+
+class Killed(BaseException):
+    """Like a kill, but in this process: nothing in the library may catch it."""
+
+
+def silent(line):
+    """A report that goes nowhere."""
+
+
+@contextmanager
+def cheaply():
+    """One thread and no compiler are the fastest way through models this small; and every Trainer collects garbage at
+    its start, for which what the imports made need not be looked through."""
+    gc.freeze()
+    with torch_threads(1), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITLAB_COMPILE", "off")
+        yield
+    gc.unfreeze()
+
+
+def refused(capsys, *arguments):
+    """The one line on standard error of a command that leaves with 2 and writes nothing here."""
+    before = sorted(Path.cwd().rglob("*"))
+    capsys.readouterr()
+    assert cli.main([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("bitlab: ") and err.endswith("\n") and err.count("\n") == 1, err
+    assert "Traceback" not in out and sorted(Path.cwd().rglob("*")) == before
+    return err
+
+
+def save(model, folder):
+    """A model's folder, with the sample tokenizer's words."""
+    model.save_pretrained(folder)
+    sample_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_glue(root, name, splits):
+    """A task's TSV files in the original layout; CoLA's have no header."""
+    task, columns = get_task(name), layout(get_task(name))
+    (root / task.folder).mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        lines = [] if task.name == "cola" else [(*columns.text, columns.label)]
+        for row in rows:
+            label = task.label_names[row["label"]] if columns.words else row["label"]
+            texts = [row[column] for column in task.text_columns]
+            lines.append(("gj04", label, "", *texts) if task.name == "cola" else (*texts, label))
+        text = "".join("\t".join(map(str, line)) + "\n" for line in lines)
+        (root / task.folder / file_names(task)[split]).write_text(text)
+    return root
+
+
+def write_squad(folder, splits):
+    """SQuAD's files, train-v1.1.json and dev-v1.1.json: a paragraph a question."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        paragraphs = []
+        for row in rows:
+            answers = [dict(zip(row["answers"], pair)) for pair in zip(*row["answers"].values())]
+            question = {"id": row["id"], "question": row["question"], "answers": answers}
+            paragraphs.append({"context": row["context"], "qas": [question]})
+        document = {"version": "1.1", "data": [{"title": "Sample", "paragraphs": paragraphs}]}
+        (folder / f"{split.replace('validation', 'dev')}-v1.1.json").write_text(json.dumps(document))
+    return folder
+
+
+def real(*names):
+    """The first of these that is in the folder of real data; the test is skipped where none is."""
+    path = next((REAL / name for name in names if (REAL / name).exists()), None)
+    return path or pytest.skip(f"no {names[0]} in {REAL}")
