@@ -28,9 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
             words = sys.argv[1:] if arguments is None else arguments
             options = _parser().parse_args(words)
             options.typed = ["bitlab", *words]
-        code = options.command(options)
+        said = options.command(options)
+        if said is not None:
+            print(said)
         sys.stdout.flush()
-        return code
+        return 0
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush does not complain
         return 0
@@ -77,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 def _parser() -> Parser:
     parser = Parser(prog="bitlab", description="A laboratory for 1-bit transformers.")
     parser.add_argument("--version", action="version", version=f"bitlab {__version__}")
-    parser.set_defaults(command=lambda options: parser.print_help() or 0)
+    parser.set_defaults(command=lambda options: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for name, command in COMMANDS.items():
         added = commands.add_parser(name, help=command.help, description=command.help)

@@ -21,16 +21,16 @@ GLUE_TASK = "cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte"
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what `bitlab --help` says of it, what makes its options, and what runs it."""
+    """A command: what `bitlab --help` says of it, what makes its options, and what runs it, for the text to print."""
 
     help: str
     options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    run: Callable[[argparse.Namespace], str | None]
 
 
-def _print(options: argparse.Namespace, result: dict, told: Callable[[dict], str]) -> None:
+def _words(options: argparse.Namespace, result: dict, told: Callable[[dict], str]) -> str:
     """A result as JSON if that was asked for, else in words."""
-    print(json.dumps(result, indent=1) if options.json else told(result))
+    return json.dumps(result, indent=1) if options.json else told(result)
 
 
 def _report(options: argparse.Namespace) -> Callable[[str], None]:
@@ -68,30 +68,28 @@ def _experiment_options(parser: argparse.ArgumentParser, command: str) -> None:
     _add_run(parser, "folder of the run (default: runs/NAME)")
 
 
-def _glue(options: argparse.Namespace) -> int:
+def _glue(options: argparse.Namespace) -> str | None:
     from bitlab.data.tasks import get_glue_task
 
     get_glue_task(options.task)
     return _experiment(options)
 
 
-def _experiment(options: argparse.Namespace) -> int:
+def _experiment(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab.experiments.experiment import Experiment
 
     return _run(options, Experiment(**given(Experiment, options)))
 
 
-def _run(options: argparse.Namespace, experiment, splits=None) -> int:
+def _run(options: argparse.Namespace, experiment, splits=None) -> str | None:
     with loading():
         from bitlab import experiments, packed, rivals  # noqa: F401  (the last two register with transformers)
         from bitlab.experiments.environment import processes
 
         run = experiments.run
     result = run(experiment, options.output, options.again, _report(options), splits, options.typed)
-    if processes().is_main_process:
-        _print(options, result, _table)
-    return 0
+    return _words(options, result, _table) if processes().is_main_process else None
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +103,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     _add_run(parser, "folder of the run (default: runs/NAME)")
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab.data.own import load_own
         from bitlab.data.settings import OwnData
@@ -133,7 +131,7 @@ def _distil_options(parser: argparse.ArgumentParser) -> None:
     _add_run(parser, "folder of the encoder; interrupted, it goes on there", required=True)
 
 
-def _distil(options: argparse.Namespace) -> int:
+def _distil(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab import experiments, packed, rivals  # noqa: F401
         from bitlab.experiments.environment import processes
@@ -141,10 +139,11 @@ def _distil(options: argparse.Namespace) -> int:
         GeneralDistillation, distil = experiments.GeneralDistillation, experiments.distil
     general = GeneralDistillation(**given(GeneralDistillation, options))
     record = distil(general, options.output, options.again, report=_report(options))
-    if processes().is_main_process:
-        told = "misses of each hidden state's variance: "
-        _print(options, record, lambda record: told + "  ".join(f"{share:.3f}" for share in record["missed"]))
-    return 0
+    return _words(options, record, _missed) if processes().is_main_process else None
+
+
+def _missed(record: dict) -> str:
+    return "misses of each hidden state's variance: " + "  ".join(f"{share:.3f}" for share in record["missed"])
 
 
 def _augment_options(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +164,7 @@ def _augment_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _augment(options: argparse.Namespace) -> int:
+def _augment(options: argparse.Namespace) -> str | None:
     with loading():
         from functools import partial
 
@@ -184,9 +183,7 @@ def _augment(options: argparse.Namespace) -> int:
     output = options.output and expanded(options.output)
     data, vectors = (str(expanded(path)) for path in (options.data, options.vectors))
     _, record = augment(task, data, vectors, settings, load, processes, output, _report(options))
-    if options.json:
-        print(json.dumps(record, indent=1))
-    return 0
+    return _words(options, record, lambda record: None)
 
 
 # ------------------------------------------------------------------------------------------------ models, results
@@ -199,19 +196,18 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _pack(options: argparse.Namespace) -> int:
+def _pack(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab import packed, rivals  # noqa: F401
         from bitlab.packed.checkpoint import pack_folder
 
-    result = pack_folder(expanded(options.checkpoint), expanded(options.out))
+    return _words(options, pack_folder(expanded(options.checkpoint), expanded(options.out)), _size)
+
+
+def _size(result: dict) -> str:
     how = "runs from codes to codes (fused)" if result["fused"] else "packed weights, layers not fused"
-    said = (
-        f"{result['precision']}: {result['bytes'] / 2**20:.2f} MiB, {result['times_smaller']} times smaller than "
-        f"the float model's {result['float_bytes'] / 2**20:.1f}; {how}"
-    )
-    print(json.dumps(result) if options.json else said)
-    return 0
+    size = f"{result['bytes'] / 2**20:.2f} MiB, {result['times_smaller']} times smaller"
+    return f"{result['precision']}: {size} than the float model's {result['float_bytes'] / 2**20:.1f}; {how}"
 
 
 def _predict_options(parser: argparse.ArgumentParser) -> None:
@@ -224,15 +220,14 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _predict(options: argparse.Namespace) -> int:
+def _predict(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab import inference, packed, rivals  # noqa: F401
 
     with reading("standard input", "give UTF-8 text, one a line"):
         lines = options.texts or sys.stdin.read().splitlines()
     texts = [tuple(line.split("\t")) if "\t" in line else line for line in lines]
-    _print(options, inference.predict(options.model, texts, options.context), _answers)
-    return 0
+    return _words(options, inference.predict(options.model, texts, options.context), _answers)
 
 
 def _answers(results: list[dict]) -> str:
@@ -256,7 +251,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def _evaluate(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab import inference, packed, rivals  # noqa: F401
         from bitlab.data.own import read_own
@@ -272,18 +267,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise BitlabError(f"{options.task} is data of your own: name its columns, --text COLUMN --label COLUMN")
     else:
         task, data = get_task(options.task), str(expanded(options.data))
-    _print(options, inference.evaluate(options.model, task, data), _score)
-    return 0
+    return _words(options, inference.evaluate(options.model, task, data), _score)
 
 
 def _score(result: dict) -> str:
     metrics = "  ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
-    speed = (
-        f"{result['examples']:,} examples in {result['seconds']:.1f} s, {result['sentences_per_second']:,.0f} a second"
-    )
-    return (
-        f"{result['model']} ({result['precision']}) on {result['task']}: {result['score']:.3f}   {metrics}   ({speed})"
-    )
+    speed = f"{result['seconds']:.1f} s, {result['sentences_per_second']:,.0f} a second"
+    scored = f"{result['model']} ({result['precision']}) on {result['task']}: {result['score']:.3f}   {metrics}"
+    return f"{scored}   ({result['examples']:,} examples in {speed})"
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -294,13 +285,12 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _bench(options: argparse.Namespace) -> str | None:
     from bitlab.bench.settings import BenchSettings
 
     settings = BenchSettings(**given(BenchSettings, options))
     measure = _bench_train if options.what == "train" else _bench_packed
-    _print(options, *measure(settings))
-    return 0
+    return _words(options, *measure(settings))
 
 
 def _bench_packed(settings) -> tuple[dict, Callable]:
@@ -339,40 +329,36 @@ def _results_options(parser: argparse.ArgumentParser) -> None:
     add("--commands", action="store_true", help="in place of the table the command that made each result, one a line")
 
 
-def _results(options: argparse.Namespace) -> int:
+def _results(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab import packed, results, rivals  # noqa: F401
 
     folder, tasks = options.folder and expanded(options.folder), options.tasks and options.tasks.split(",")
     if options.run:
-        print(results.store(expanded(options.run), folder or results.OWN))
-    elif options.commands:
-        print(results.commands(results.records(folder), tasks))
-    else:
-        print(results.report(results.load(folder), tasks, options.format))
-    return 0
+        return str(results.store(expanded(options.run), folder or results.OWN))
+    if options.commands:
+        return results.commands(results.records(folder), tasks)
+    return results.report(results.load(folder), tasks, options.format)
 
 
 def _notebooks_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="made if there is none; nothing in it is replaced")
 
 
-def _notebooks(options: argparse.Namespace) -> int:
+def _notebooks(options: argparse.Namespace) -> str | None:
     with loading():
         from bitlab.course import series
 
     folder = expanded(options.folder)
-    print(f"{len(series.copy(folder))} notebooks: jupyter lab {folder}")
-    return 0
+    return f"{len(series.copy(folder))} notebooks: jupyter lab {folder}"
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> None:
     with loading():
         from bitlab.doctor import findings
 
-    for finding in findings():
+    for finding in findings():  # the last of them waits for the hub
         print(finding)
-    return 0
 
 
 COMMANDS = {

@@ -12,6 +12,7 @@ import functools
 import os
 import shutil
 import types
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -122,27 +123,25 @@ def worth_it_from(numbers: int):
         WORTH_IT = before
 
 
-@contextmanager
 def matmul_precision(level: str):
-    """Set how float32 products are computed ("highest", "high", "medium"), and set it back at the end.
+    """Set how float32 products are computed ("highest", "high", "medium"), and set it back at the end of the block.
 
     In "medium" a processor may take bf16 or TF32 factors with float32 sums. Binary products stay exact: -1, 0, 1 and
     other small integers are exact in every one of these formats.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(level)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return _meanwhile(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, level)
+
+
+def torch_threads(number: int):
+    """So many threads of torch, on the CPU, while the block runs."""
+    return _meanwhile(torch.get_num_threads, torch.set_num_threads, number)
 
 
 @contextmanager
-def torch_threads(number: int):
-    """So many threads of torch, on the CPU, while the block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
+def _meanwhile(get: Callable, put: Callable, value):
+    before = get()
+    put(value)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        put(before)

@@ -115,18 +115,11 @@ class Summary:
 
     def _table(self) -> list[list[str]]:
         head = ["part", "parameters", "1 bit", "bits", "MiB", "GFLOPs"]
-        rows = [
-            [
-                c.part,
-                f"{c.parameters:,}",
-                f"{c.one_bit_parameters:,}",
-                f"{c.bits:,}",
-                f"{c.mib:.2f}",
-                f"{c.flops / 1e9:.3f}",
-            ]
-            for c in (*self.parts.values(), self.total)
-        ]
-        return [head, *rows]
+        rows = [head]
+        for c in (*self.parts.values(), self.total):
+            counts = [f"{number:,}" for number in (c.parameters, c.one_bit_parameters, c.bits)]
+            rows.append([c.part, *counts, f"{c.mib:.2f}", f"{c.flops / 1e9:.3f}"])
+        return rows
 
     def __str__(self) -> str:
         head, *parts, total = aligned(self._table())

@@ -18,7 +18,7 @@ def findings() -> Iterator[str]:
     """One line a finding: versions, machine, what runs fast here, models and data sources."""
     yield "versions  " + ", ".join(f"{name} {number}" for name, number in environment.versions().items())
     info = environment.machine()
-    yield f"machine   {info['processor']}, {info['threads']} thread{'s' * (info['threads'] != 1)}"
+    yield f"machine   {environment.told(info)}"
     yield _line("gpu", torch.cuda.is_available(), info.get("gpu", "none"), "not needed; training is faster with one")
     if torch.backends.mps.is_available():
         yield _line("mps", False, "there, but bitlab does not use it", "nothing: nobody has tried it there")

@@ -28,18 +28,19 @@ class Names(NamedTuple):
     setting: str  # of the model's config: which function the activation is
 
 
+BERT = Names(
+    attention="attention.self",
+    projections=("query", "key", "value"),
+    out="attention.output.dense",
+    out_norm="attention.output.LayerNorm",
+    first="intermediate.dense",
+    activation="intermediate.intermediate_act_fn",
+    second="output.dense",
+    second_norm="output.LayerNorm",
+    setting="hidden_act",
+)
 FAMILIES = {
-    "BERT": Names(
-        attention="attention.self",
-        projections=("query", "key", "value"),
-        out="attention.output.dense",
-        out_norm="attention.output.LayerNorm",
-        first="intermediate.dense",
-        activation="intermediate.intermediate_act_fn",
-        second="output.dense",
-        second_norm="output.LayerNorm",
-        setting="hidden_act",
-    ),
+    "BERT": BERT,
     "DistilBERT": Names(
         attention="attention",
         projections=("q_lin", "k_lin", "v_lin"),
@@ -51,16 +52,11 @@ FAMILIES = {
         second_norm="output_layer_norm",
         setting="activation",
     ),
-    "MPNet": Names(
+    "MPNet": BERT._replace(
         attention="attention.attn",
         projections=("q", "k", "v"),
         out="attention.attn.o",
         out_norm="attention.LayerNorm",
-        first="intermediate.dense",
-        activation="intermediate.intermediate_act_fn",
-        second="output.dense",
-        second_norm="output.LayerNorm",
-        setting="hidden_act",
     ),
     "ALBERT": Names(
         attention="attention",

@@ -14,12 +14,10 @@ from datasets import Dataset, DatasetDict
 from torch.special import expit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitlab.data.glue import encode, load_glue
-from bitlab.data.metrics import glue_metrics, squad_metrics
 from bitlab.data.sources import features
-from bitlab.data.squad import WindowSizes, best_answers, best_texts, encode_windows, load_squad, right_sided
 from bitlab.data.tasks import SQUAD, Task, get_task
 from bitlab.errors import BitlabError, check_number
+from bitlab.experiments.prepared import prepare
 from bitlab.files import quiet
 from bitlab.models import load_any, load_tokenizer, task_of
 
@@ -58,7 +56,7 @@ def predict(
         return _answers(model, tokenizer, texts, context, batch_size)
     limits = {"truncation": True, "max_length": tokenizer.model_max_length}
     rows = Dataset.from_dict(dict(tokenizer(*_columns(texts), **limits)))
-    (found,) = logits(model, rows, tokenizer, batch_size)
+    found = logits(model, rows, tokenizer, batch_size)
     return [_said(task, torch.from_numpy(row)) for row in found]
 
 
@@ -85,36 +83,27 @@ def evaluate(
     loaded = _on_its_device(load_any(model, task))
     if isinstance(data, Dataset):
         data = DatasetDict({task.eval_splits[0]: data})
-    if task.kind == "span":
-        splits = data if isinstance(data, DatasetDict) else load_squad(data)
-    else:
-        splits = load_glue(task, data)
-    metrics, examples, seconds = {}, 0, 0.0
-    for name in (name for name in task.eval_splits if name in splits):
-        score = _score_spans if task.kind == "span" else _score
-        found, spent = score(loaded, tokenizer, task, splits[name], batch_size)
-        mark = f"_{name.removeprefix('validation_')}" if metrics else ""
-        metrics |= {key + mark: value for key, value in found.items()}
-        examples, seconds = examples + len(splits[name]), seconds + spent
-    if not metrics:
-        raise BitlabError(f"{task.title} has no {task.eval_splits[0]} split in this data: give one to score on")
+    dev = prepare(task, data, tokenizer, train_examples=0)
+    started = time.perf_counter()
+    found = {name: logits(loaded, rows, dev.tokenizer, batch_size) for name, rows in dev.evaluations.items()}
+    seconds, metrics = time.perf_counter() - started, dev.metrics(found)
     quantization = getattr(loaded.config, "quantization_config", None)
     return {
         "task": task.name,
         "model": os.path.basename(os.fspath(model)),
         "precision": quantization.precision if quantization else "W32A32",
-        "score": float(np.mean(list(metrics.values()))),
+        "score": dev.score(metrics),
         "metrics": metrics,
-        "examples": examples,
+        "examples": dev.scored,
         "seconds": round(seconds, 3),
-        "sentences_per_second": round(examples / seconds, 1),
+        "sentences_per_second": round(dev.scored / seconds, 1),
     }
 
 
 @torch.inference_mode()
 def logits(
     model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
-) -> tuple[np.ndarray, ...]:
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """A model's logits on tokenized rows, in their order: one array (N, C), or of a question answerer two, (N, tokens).
 
     Rows of like length share a batch, so that little is padding; logits of padding are 0.
@@ -131,7 +120,7 @@ def logits(
         found = found or tuple(np.zeros((len(order), part.shape[1]), np.float32) for part in parts)
         for values, part in zip(found, parts, strict=True):
             values[places, : part.shape[1]] = part.float().cpu().numpy()
-    return found
+    return found if len(found) > 1 else found[0]
 
 
 def _loaded(model, tokenizer) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -181,26 +170,6 @@ def _answers(model, tokenizer, questions: Sequence[str], context, batch_size: in
     columns |= {"question": _checked(questions), "context": _checked(contexts)}
     columns["answers"] = [{"text": [""], "answer_start": [0]}] * len(questions)
     rows = Dataset.from_dict(columns, features=features(SQUAD))
-    ranked, _ = _best(model, tokenizer, rows, batch_size)
+    asked = prepare(SQUAD, DatasetDict(validation=rows), tokenizer, train_examples=0)
+    ranked = asked.answers({"": logits(model, asked.windows.tokens, asked.tokenizer, batch_size)})
     return [{"answer": best["text"], "probability": best["probability"]} for best, *_ in ranked.values()]
-
-
-def _best(model, tokenizer, rows: Dataset, batch_size: int) -> tuple[dict, float]:
-    """(the best answers by question, seconds of the model)."""
-    tokenizer = right_sided(tokenizer)
-    windows = encode_windows(rows, tokenizer, WindowSizes.fitting(tokenizer))
-    started = time.perf_counter()
-    start, end = logits(model, windows.tokens, tokenizer, batch_size)
-    return best_answers(rows, windows, start, end), time.perf_counter() - started
-
-
-def _score_spans(model, tokenizer, task: Task, rows: Dataset, batch_size: int) -> tuple[dict, float]:
-    ranked, seconds = _best(model, tokenizer, rows, batch_size)
-    return squad_metrics(best_texts(ranked), rows), seconds
-
-
-def _score(model, tokenizer, task: Task, rows: Dataset, batch_size: int) -> tuple[dict, float]:
-    tokens = encode(rows, task, tokenizer)
-    started = time.perf_counter()
-    (found,) = logits(model, tokens, tokenizer, batch_size)
-    return glue_metrics(task, found, np.array(tokens["labels"])), time.perf_counter() - started

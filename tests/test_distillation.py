@@ -515,24 +515,22 @@ def test_data_that_are_no_table_train(tmp_path, make, sampling):
 
 
 @pytest.mark.parametrize(
-    "loss", [{}, {"attention": 1.0}, {"directions": 1.0}, {"teacher_dropout": True}, {"hidden": 0.0}]
+    ("loss", "kept"),
+    [
+        *(({}, True), ({"hidden": 0.0}, True), ({"logits": 0.0}, True)),
+        *(({"attention": 1.0}, False), ({"directions": 1.0}, False), ({"teacher_dropout": True}, False)),
+    ],
 )
-def test_a_teacher_keeps_its_flags_and_gets_no_gradient(tmp_path, loss):
-    """So that the next student, made of a copy of it, learns."""
+def test_a_teacher_keeps_its_flags_and_gets_no_gradient(tmp_path, loss, kept):
+    """With every loss, for more than one epoch: so that the next student, made of a copy of it, learns."""
     teacher = tiny()
     teacher.bert.embeddings.word_embeddings.weight.requires_grad_(False)
     flags = [p.requires_grad for p in teacher.parameters()]
     options = {"options": {"distillation": DistillationConfig(**loss)}, "max_steps": 5}
-    trainer(tmp_path, binarize(copy.deepcopy(teacher)), teacher, **options).train()
+    made = trainer(tmp_path, binarize(copy.deepcopy(teacher)), teacher, **options)
+    assert np.isfinite(losses(made)).all() and keeps(made) is kept
     assert [p.requires_grad for p in teacher.parameters()] == flags and sum(flags) == len(flags) - 1
     assert all(p.grad is None for p in teacher.parameters())
-
-
-@pytest.mark.parametrize("options", [{"hidden": 0.0}, {"logits": 0.0}, {"attention": 1.0}, {"teacher_dropout": True}])
-def test_other_losses_with_more_epochs_than_one(tmp_path, options):
-    made = trainer(tmp_path, student(), tiny(), max_steps=5, options={"distillation": DistillationConfig(**options)})
-    assert np.isfinite(losses(made)).all()
-    assert keeps(made) == (options.keys() <= {"hidden", "logits"})
 
 
 def gradients(made):
@@ -645,7 +643,7 @@ def test_the_order_follows_data_seed_drop_last_and_the_length_column(tmp_path):
 
 
 def test_training_that_diverges_is_one_line(tmp_path):
-    for steps, says in ((5, "the loss of step [2-5] is"), (1, "a weight is no number")):
+    for steps, says in ((5, "the loss of step [2-5] is"), (1, r"[\w.]+ holds NaN")):
         learner = student()
         with pytest.raises(BitlabError, match=f"diverged, {says}.*lower learning rates"):
             made = trainer(tmp_path, learner, tiny(), learning_rate=1e38, max_steps=steps)

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("cheap", "here")
 @pytest.fixture(scope="module", autouse=True)
 def glue(tmp_path_factory):
     """A folder of original files: a few rows of the sample tasks."""
+    torch.manual_seed(0)
     root = tmp_path_factory.mktemp("data") / "glue"
     for name in ("rte", "sst2", "stsb", "mnli"):
         write_glue(root, name, {split: rows.select(range(64)) for split, rows in load_glue(name, "sample").items()})
@@ -361,7 +362,7 @@ def test_a_diverged_training_is_refused_and_nothing_is_stored(tmp_path):
 def test_a_model_with_nan_is_never_saved(tmp_path):
     model = load_model("sample", "rte")
     model.classifier.bias.data[0] = float("inf")
-    with pytest.raises(BitlabError, match=r"the training has diverged \(classifier.bias holds NaN or infinity\)"):
+    with pytest.raises(BitlabError, match=r"diverged, classifier\.bias holds NaN or infinity: take lower"):
         stages.save_stage(tmp_path / "W1A1", model, sample_tokenizer(), {}, [])
     assert not (tmp_path / "W1A1").exists()
 
@@ -416,7 +417,7 @@ def test_the_best_of_ten_dev_evaluations(tmp_path):
     log = json.loads((tmp_path / "run" / "W1A1" / "log.json").read_text())
     found = [entry["eval_score"] for entry in log if "eval_score" in entry]
     assert len(found) == 10 and len(set(found)) > 1
-    assert result["stages"][1]["score"] == pytest.approx(max(found), abs=0.01)
+    assert result["stages"][1]["score"] == pytest.approx(max(found), abs=0.02)  # another precision: one of 64 rows
     assert result["config"]["selection"] == "best"
 
 

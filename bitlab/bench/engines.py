@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Engine:
-    """run: word ids (batch, length) -> the last hidden states, whatever type the engine returns. bytes: of its file."""
+class Contender:
+    """run: word ids (batch, length) -> the last hidden states, of any type. bytes: of its weights; None: unknown."""
 
     run: Callable[[Tensor], object]
-    bytes: int
+    bytes: int | None = None
 
 
 class HiddenStates(nn.Module):
@@ -41,7 +41,7 @@ class HiddenStates(nn.Module):
         return self.model(input_ids=ids).last_hidden_state
 
 
-def engines(model: nn.Module, ids: Tensor, threads: int) -> tuple[dict[str, Engine], dict[str, str]]:
+def engines(model: nn.Module, ids: Tensor, threads: int) -> tuple[dict[str, Contender], dict[str, str]]:
     """The engines that are installed, made of a copy of a float encoder; and why the others are absent.
 
     Args:
@@ -67,7 +67,7 @@ def engines(model: nn.Module, ids: Tensor, threads: int) -> tuple[dict[str, Engi
     return made, absent
 
 
-def _onnxruntime_int8(model: nn.Module, ids: Tensor, threads: int) -> Engine:
+def _onnxruntime_int8(model: nn.Module, ids: Tensor, threads: int) -> Contender:
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -81,10 +81,10 @@ def _onnxruntime_int8(model: nn.Module, ids: Tensor, threads: int) -> Engine:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return Engine(lambda ids: session.run(None, {"ids": ids.numpy()})[0], len(data))
+    return Contender(lambda ids: session.run(None, {"ids": ids.numpy()})[0], len(data))
 
 
-def _openvino_bf16(model: nn.Module, ids: Tensor, threads: int) -> Engine:
+def _openvino_bf16(model: nn.Module, ids: Tensor, threads: int) -> Contender:
     import openvino
 
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -92,7 +92,7 @@ def _openvino_bf16(model: nn.Module, ids: Tensor, threads: int) -> Engine:
     return _openvino(openvino.convert_model(model, example_input=(ids,)), threads, INFERENCE_PRECISION_HINT="bf16")
 
 
-def _openvino_int8(model: nn.Module, ids: Tensor, threads: int) -> Engine:
+def _openvino_int8(model: nn.Module, ids: Tensor, threads: int) -> Contender:
     import nncf
     import openvino
 
@@ -103,7 +103,7 @@ def _openvino_int8(model: nn.Module, ids: Tensor, threads: int) -> Engine:
     return _openvino(graph, threads)
 
 
-def _openvino(graph, threads: int, **hints) -> Engine:
+def _openvino(graph, threads: int, **hints) -> Contender:
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,7 @@ def _openvino(graph, threads: int, **hints) -> Engine:
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
     hints |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(graph, "CPU", hints)
-    return Engine(lambda ids: compiled(ids.numpy())[0], size)
+    return Contender(lambda ids: compiled(ids.numpy())[0], size)
 
 
 @contextlib.contextmanager
@@ -120,8 +120,7 @@ def _quiet():
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(before)

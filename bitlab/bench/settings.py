@@ -25,11 +25,7 @@ class BenchSettings:
         at_most=4096,
     )
     rounds: int | None = option(
-        None,
-        "runs of each contender, in turns",
-        default_words="7, with train 5",
-        at_least=1,
-        at_most=10**6,
+        None, "runs of each contender, in turns", default_words="7, with train 5", at_least=1, at_most=10**6
     )
     threads: int = option(1, "of torch and of the kernel", at_least=1, at_most=1024)
     shape: str = option("base", "packed: of the encoder", choices=("base", "minilm"))

@@ -198,7 +198,7 @@ def bench(shape: Shape = MINILM, rounds: int = 5, threads: int = 1, names=tuple(
         }
         for name, seconds in times.items()
     ]
-    return _report(threads) | {"shape": asdict(shape), "rounds": rounds, "rows": rows, "real": real}
+    return environment.report(threads) | {"shape": asdict(shape), "rounds": rounds, "rows": rows, "real": real}
 
 
 def _on_real_lengths(steps: dict[str, Step], shape: Shape, batch: int, rounds: int) -> list[dict]:
@@ -216,10 +216,6 @@ def _on_real_lengths(steps: dict[str, Step], shape: Shape, batch: int, rounds: i
 
 def _next(step: Step, batches: Iterator[dict]) -> torch.Tensor:
     return step(next(batches))
-
-
-def _report(threads: int) -> dict:
-    return {"machine": environment.machine() | {"threads": threads}, "versions": environment.versions()}
 
 
 def peak_memory(step: Step) -> int:
@@ -252,7 +248,7 @@ def growth(shape: Shape = MINILM, rounds: int = 3, threads: int = 1, axes: dict 
                 steps = {name: Step(replace(shape, **{axis: value}), CONTENDERS[name]) for name in (BASELINE, OURS)}
                 times = measure(steps, rounds)
                 found[axis].append({axis: value} | {name: min(times[name]) for name in steps})
-    return _report(threads) | {"shape": asdict(shape), "rounds": rounds, "growth": found}
+    return environment.report(threads) | {"shape": asdict(shape), "rounds": rounds, "growth": found}
 
 
 ORDERS = {"random order": 1, "by length": LONG_STRETCH}  # batches that are sorted together
@@ -279,7 +275,7 @@ def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: in
             lengths = [len(ids) for ids in data.train["input_ids"]]
             shape = Shape(batch=task.batch_size, length=task.max_length)
             rows.append({"task": name, "max_length": task.max_length} | _race(shape, lengths, rounds))
-    return _report(threads) | {"against": FIXED_LENGTH_RATIO, "tasks": rows}
+    return environment.report(threads) | {"against": FIXED_LENGTH_RATIO, "tasks": rows}
 
 
 def _race(shape: Shape, lengths: list[int], rounds: int) -> dict:
@@ -303,9 +299,7 @@ def _race(shape: Shape, lengths: list[int], rounds: int) -> dict:
 
 def table(result: dict) -> str:
     """A result of `bench`, `growth` or `tasks` for people to read."""
-    machine = result["machine"]
-    head = f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, torch "
-    lines = [head + result["versions"].get("torch", "")]
+    lines = [f"{environment.told(result['machine'])}, torch {result['versions'].get('torch', '')}"]
     if "rows" in result:
         lines.append("{layers} layers, width {width}, batch {batch}, length {length}".format(**result["shape"]))
     for r in result.get("rows", []):

@@ -62,14 +62,19 @@ def glue_metrics(task: str | Task, predictions, labels) -> dict[str, float]:
             finite, because none of these has a score.
     """
     task = get_glue_task(task)
-    if not np.isfinite(np.asarray(predictions, dtype=float)).all():
-        raise BitlabError(f"{task.title}: predictions hold NaN or infinity, the training has diverged.")
+    check_predictions(task, predictions)
     predictions, labels = predicted(task, predictions), np.asarray(labels)
     if len(predictions) != len(labels) or not len(labels):
         raise BitlabError(f"{task.title}: {len(predictions)} predictions for {len(labels)} labels.")
     if (labels < 0).any() and (task.has_classes or task.label_range):
         raise BitlabError(f"{task.title}: labels of -1, a test split has none to score against.")
     return {name: _METRICS[name](labels, predictions) for name in task.metrics}
+
+
+def check_predictions(task: Task, *predictions) -> None:
+    """Refuse logits that are no numbers: the training has diverged."""
+    if not all(np.isfinite(np.asarray(each, dtype=float)).all() for each in predictions):
+        raise BitlabError(f"{task.title}: predictions hold NaN or infinity, the training has diverged.")
 
 
 def commonest(task: Task, labels) -> np.ndarray:

@@ -16,12 +16,12 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from bitlab.data.columns import Rows, read_columns
+from bitlab.data.settings import OwnData
 from bitlab.data.sources import features
 from bitlab.data.tasks import SQUAD, TASKS, Task
-from bitlab.errors import BitlabError, check_choice, check_number
+from bitlab.errors import BitlabError
 from bitlab.files import reading
 
-KINDS = ("single_label", "multi_label", "regression")
 MOST_CLASSES = 100  # a column with more different values is no class, unless its reader says so
 FEWEST_ROWS = 10
 UNKNOWN_WORDS = 0.1  # share of the words
@@ -57,9 +57,7 @@ def load_own(
         BitlabError: one line, for a file that can't be read and for a wrong row, with file, row and column.
     """
     texts, labels = _names(text), _names(label)
-    if kind is not None:
-        check_choice("kind", kind, KINDS)
-    check_number("dev_share", dev_share, above=0, below=1)
+    OwnData(text, label, dev, dev_share, kind)  # holds them to their bounds
     if not {*texts}.isdisjoint({*labels, "label", "idx"}) or not all((*texts, *labels)):
         raise BitlabError(f"text {','.join(texts)!r} and label {','.join(labels)!r}: give different, named columns")
     splits = read_columns(path, (*texts, *labels))

@@ -1,5 +1,6 @@
 """What DistillationTrainer refuses before it trains: settings that would do nothing, a teacher that is its own student,
-a checkpoint to go on from that lacks a part. Trainer itself takes them all, and trains something else in silence."""
+a checkpoint to go on from that lacks a part. Trainer itself takes them all, and trains something else in silence. And
+afterwards: what a training that diverged leaves."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,3 +82,19 @@ def check_complete(checkpoint: Path, process: int | None) -> None:
                 f"checkpoint {checkpoint} has no {name}, so that training would not go on as it was: "
                 f"take another checkpoint, or start anew from the model in it"
             )
+
+
+def diverged(what: str, advice: str = "take lower learning rates") -> BitlabError:
+    """The error of a training whose numbers have grown out of all bounds; `what` tells where that was seen."""
+    return BitlabError(f"training has diverged, {what}: {advice}")
+
+
+def check_finite(model: nn.Module, *advice: str) -> None:
+    """Refuse a model that a diverged training left.
+
+    Raises:
+        BitlabError: naming a parameter that holds NaN or infinity.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise diverged(f"{name} holds NaN or infinity", *advice)

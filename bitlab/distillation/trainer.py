@@ -20,7 +20,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from bitlab import compiled
 from bitlab.config import DistillationConfig
-from bitlab.distillation.checks import RELEASED_EPSILON, check_apart, check_complete, check_settings
+from bitlab.distillation.checks import (
+    RELEASED_EPSILON,
+    check_apart,
+    check_complete,
+    check_finite,
+    check_settings,
+    diverged,
+)
 from bitlab.distillation.losses import distillation_loss
 from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
@@ -150,8 +157,7 @@ class DistillationTrainer(Trainer):
         if folder and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # which write files of their own
             check_complete(Path(folder), self.args.process_index if self.args.world_size > 1 else None)
         found = super().train(resume_from_checkpoint, *args, **kwargs)
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise BitlabError(f"training has diverged, a weight is no number any more: {self._slower()}")
+        check_finite(self.model, self._slower())
         return found
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -162,10 +168,7 @@ class DistillationTrainer(Trainer):
         with compiled.worth_it_from(SMALL) if long else nullcontext():
             loss = super().training_step(model, inputs, *args, **kwargs)
         if not loss.isfinite():
-            raise BitlabError(
-                f"training has diverged, the loss of step {self.state.global_step + 1} is {loss.item()}: "
-                f"{self._slower()}"
-            )
+            raise diverged(f"the loss of step {self.state.global_step + 1} is {loss.item()}", self._slower())
         parts = self.args.world_size * self.current_gradient_accumulation_steps
         if parts > 1 and self.accelerator.sync_gradients:
             # an alpha's gradient is divided by the root of its batch's size: of the whole batch, not of a part

@@ -40,6 +40,16 @@ def machine() -> dict[str, str | int]:
     return info
 
 
+def told(machine: dict[str, str | int]) -> str:
+    """ "Intel Xeon, 2 threads" of a `machine`."""
+    return f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+
+
+def report(threads: int) -> dict[str, dict]:
+    """What a measurement with so many threads says of where it was made."""
+    return {"machine": machine() | {"threads": threads}, "versions": versions()}
+
+
 def processor() -> str:
     """The processor's name with the vector instructions that matter here."""
     info = cpuinfo()

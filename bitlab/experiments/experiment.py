@@ -11,13 +11,15 @@ from pathlib import Path
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
-from bitlab.options import AMOUNT, COUNT, RATE, SEED, WEIGHT, check, option, words
+from bitlab.options import AMOUNT, BATCH, COUNT, RATE, SEED, WEIGHT, check, option, words
 
 METHODS = ("bit", "bit-released", "bibert", "binarybert")  # the recipes' names
 ALPHA_POLICIES = ("rescale", "carry", "reinit")  # convert's
 WEIGHTS = ("logit_weight", "hidden_weight", "attention_weight")
 LOSS = (*WEIGHTS, "relative_hidden", "temperature")
 MODELS = "sample, minilm, a hub id or a folder"
+MODEL = {"path": True, "metavar": "MODEL"}
+TOKENS = {"at_most": 10**5, "only": "squad", "told": True}
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,10 @@ class Experiment:
     )
     seed: int = option(0, "of everything random", told=True, **SEED)
     teacher: str | None = option(
-        None, "a fine-tuned full-precision model, instead of fine-tuning one", path=True, metavar="MODEL", told=True
+        None, "a fine-tuned full-precision model, instead of fine-tuning one", told=True, **MODEL
     )
     start: str | None = option(
-        None,
-        "a binary model, for instance of `bitlab distil`, whose encoder the first stage starts from",
-        path=True,
-        metavar="MODEL",
+        None, "a binary model, for instance of `bitlab distil`, whose encoder the first stage starts from", **MODEL
     )
     train_examples: int | None = option(None, "use only the first so many training examples", told=True, **COUNT)
     augment: str | None = option(
@@ -66,9 +65,7 @@ class Experiment:
     max_steps: int | None = option(
         None, "at most so many optimizer steps a stage, the teacher's included", told=True, **COUNT
     )
-    batch_size: int | None = option(
-        None, "examples a step, of each distillation stage", at_least=1, at_most=10**5, told=True
-    )
+    batch_size: int | None = option(None, "examples a step, of each distillation stage", told=True, **BATCH)
     learning_rate: float | None = option(None, "peak rate of each distillation stage", told=True, **RATE)
     alpha_learning_rate: float = option(1e-4, "the same for the scales", told=True, **RATE)
     teacher_epochs: float | None = option(None, "of the teacher's fine-tuning", told=True, **AMOUNT)
@@ -92,31 +89,13 @@ class Experiment:
         None, "of the student in training", at_least=0, below=1, default_words="the model's own"
     )
     max_length: int | None = option(
-        None,
-        "tokens of a window",
-        at_least=8,
-        at_most=10**5,
-        default_words="384, or what the model reads",
-        only="squad",
-        told=True,
+        None, "tokens of a window", at_least=8, default_words="384, or what the model reads", **TOKENS
     )
     stride: int | None = option(
-        None,
-        "tokens that a window shares with the one before it",
-        at_least=0,
-        at_most=10**5,
-        default_words="128",
-        only="squad",
-        told=True,
+        None, "tokens that a window shares with the one before it", at_least=0, default_words="128", **TOKENS
     )
     question_length: int | None = option(
-        None,
-        "longer questions are cut after so many tokens",
-        at_least=1,
-        at_most=10**5,
-        default_words="64",
-        only="squad",
-        told=True,
+        None, "longer questions are cut after so many tokens", at_least=1, default_words="64", **TOKENS
     )
 
     def __post_init__(self):
@@ -220,7 +199,7 @@ class GeneralDistillation:
     precision: str = option("W1A1", "of the encoder")
     epochs: float = option(1.0, "passes over the texts", **AMOUNT)
     max_steps: int | None = option(None, "at most so many optimizer steps", **COUNT)
-    batch_size: int = option(32, "texts a step", at_least=1, at_most=10**5)
+    batch_size: int = option(32, "texts a step", **BATCH)
     learning_rate: float = option(2e-3, "peak rate", **RATE)
     alpha_learning_rate: float = option(1e-2, "the same for the scales", **RATE)
     max_length: int = option(128, "longer texts are cut after so many tokens", at_least=5, at_most=10**5)

@@ -79,11 +79,12 @@ def record_in(path: Path, holds: dict[str, type]) -> dict | None:
     record = files.read_json(path, remedy=remedy)
     if record is not None:
         with files.reading(path, remedy):
-            _check_holds(record, holds)
+            check_holds(record, holds)
     return record
 
 
-def _check_holds(record: dict, holds: dict[str, type]) -> None:
+def check_holds(record: dict, holds: dict[str, type]) -> None:
+    """As of `record_in`; raises ValueError."""
     if not isinstance(record, dict):
         raise ValueError(f"{record!r} is no record")
     for name, kind in holds.items():
@@ -91,9 +92,9 @@ def _check_holds(record: dict, holds: dict[str, type]) -> None:
         if not isinstance(value, kind) or isinstance(value, bool) or (kind is Real and not math.isfinite(value)):
             raise ValueError(f"its {name} is {value!r:.50}")
         if name == "metrics":
-            _check_holds(value, dict.fromkeys(value, Real))
+            check_holds(value, dict.fromkeys(value, Real))
         for stage in value if name == "stages" else ():
-            _check_holds(stage, STAGE_HOLDS)
+            check_holds(stage, STAGE_HOLDS)
 
 
 def check_made(stages: Iterable[Path], made: Collection[str] = ()) -> None:

@@ -22,6 +22,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from bitlab import files
 from bitlab.config import BitConfig, DistillationConfig
 from bitlab.convert import binarize, set_precision
+from bitlab.distillation.checks import diverged
 from bitlab.errors import BitlabError
 from bitlab.experiments import environment
 from bitlab.experiments.experiment import GeneralDistillation
@@ -131,7 +132,7 @@ def _train(general, student, teacher, tokenizer, train, held_out, folder: Path, 
     trained = train_stage(student, [teacher], train, collate, general.settings, training, **options)
     share = [round(each, 4) for each in missed(student.eval(), teacher, held_out, collate)]
     if not all(map(math.isfinite, share)):
-        raise BitlabError("the training has diverged (hidden states are no numbers): choose a lower learning rate")
+        raise diverged("hidden states are no numbers")
     record = {
         "precision": precision,
         "missed": share,

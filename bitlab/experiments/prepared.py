@@ -10,7 +10,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bitlab.data.augment import load_augmented
 from bitlab.data.glue import encode, load_glue
-from bitlab.data.metrics import commonest, glue_metrics, normalize_answer, squad_metrics
+from bitlab.data.metrics import check_predictions, commonest, glue_metrics, normalize_answer, squad_metrics
 from bitlab.data.squad import Windows, WindowSizes, best_answers, best_texts, encode_windows, load_squad, right_sided
 from bitlab.data.tasks import Task
 from bitlab.errors import BitlabError
@@ -25,7 +25,7 @@ class Prepared:
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
-    train: Dataset
+    train: Dataset | None
     evaluations: dict[str, Dataset]
     fixed_length: bool = False
     augmented: Dataset | None = None
@@ -41,6 +41,11 @@ class Prepared:
         """Number of examples in each split."""
         augmented = {} if self.augmented is None else {"augmented": len(self.augmented)}
         return {"train": len(self.train)} | augmented | {name: len(rows) for name, rows in self.evaluations.items()}
+
+    @property
+    def scored(self) -> int:
+        """Number of examples in all dev splits."""
+        return sum(map(len, self.evaluations.values()))
 
     @property
     def max_length(self) -> int:
@@ -103,6 +108,10 @@ class PreparedSpans(Prepared):
     train_questions: int
 
     @property
+    def scored(self) -> int:
+        return len(self.questions)
+
+    @property
     def max_length(self) -> int:
         return self.window_sizes.max_length
 
@@ -115,8 +124,7 @@ class PreparedSpans(Prepared):
         """The n best answers by question id, from (start, end) logits of the only dev split."""
         (logits,) = predictions.values()
         start, end = logits[:2]
-        if not (np.isfinite(start).all() and np.isfinite(end).all()):
-            raise BitlabError(f"{self.task.title}: predictions hold NaN or infinity, the training has diverged.")
+        check_predictions(self.task, start, end)
         return best_answers(self.questions, self.windows, start, end)
 
     def metrics(self, predictions: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -146,65 +154,39 @@ def prepare(
 
     Args:
         source: "sample", "hub", a folder, or the splits.
-        train_examples: only the first so many training examples or questions.
+        train_examples: only the first so many training examples or questions; 0: dev alone is to be scored.
         window_sizes: for SQuAD, see `WindowSizes.fitting`.
     Raises:
         BitlabError: where a split that is needed is absent, and for window sizes that do not fit.
     """
     if task.kind == "span":
         sizes = WindowSizes.fitting(tokenizer, **window_sizes)
+        tokenizer = right_sided(tokenizer)
         splits = source if isinstance(source, DatasetDict) else load_squad(source)
-        return prepare_spans(task, splits, tokenizer, sizes, train_examples, fixed_length)
+        train, (dev,) = _needed(task, splits, train_examples)
+        windows = encode_windows(splits[dev], tokenizer, sizes)
+        tokens = train and encode_windows(train, tokenizer, sizes).tokens
+        of_spans = {"questions": splits[dev], "windows": windows, "window_sizes": sizes}
+        of_spans["train_questions"] = len(train or ())
+        return PreparedSpans(task, tokenizer, tokens, {dev: windows.tokens}, fixed_length, **of_spans)
     for name, value in window_sizes.items():
         if value is not None:
             raise BitlabError(f"{name} is for SQuAD: {task.title} has no windows")
-    return prepare_sentences(task, load_glue(task, source), tokenizer, train_examples, fixed_length)
-
-
-def prepare_sentences(
-    task: Task,
-    splits: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    train_examples: int | None = None,
-    fixed_length: bool = False,
-) -> Prepared:
-    """Tokenize sentences or pairs with their labels. See `prepare`."""
+    splits = load_glue(task, source)
     train, present = _needed(task, splits, train_examples)
     evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
     tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
-    return Prepared(task, tokenizer, encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
+    return Prepared(task, tokenizer, train and encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
 
 
-def prepare_spans(
-    task: Task,
-    splits: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    sizes: WindowSizes,
-    train_examples: int | None = None,
-    fixed_length: bool = False,
-) -> PreparedSpans:
-    """Cut questions with their paragraphs into windows of tokens. See `prepare`."""
-    tokenizer = right_sided(tokenizer)
-    train, (dev,) = _needed(task, splits, train_examples)
-    windows = encode_windows(splits[dev], tokenizer, sizes)
-    return PreparedSpans(
-        task,
-        tokenizer,
-        encode_windows(train, tokenizer, sizes).tokens,
-        {dev: windows.tokens},
-        fixed_length,
-        questions=splits[dev],
-        windows=windows,
-        window_sizes=sizes,
-        train_questions=len(train),
-    )
-
-
-def _needed(task: Task, splits: DatasetDict, train_examples: int | None) -> tuple[Dataset, list[str]]:
+def _needed(task: Task, splits: DatasetDict, train_examples: int | None) -> tuple[Dataset | None, list[str]]:
     """The training split, or its first so many rows, and the names of the dev splits."""
     present = [name for name in task.eval_splits if name in splits]
-    if "train" not in splits or not present:
-        missing = "train" if "train" not in splits else task.eval_splits[0]
-        raise BitlabError(f"{task.title} has no {missing} split in this data: an experiment needs train and dev files")
-    train = splits["train"]
-    return train.select(range(min(train_examples or len(train), len(train)))), present
+    wanted = [] if train_examples == 0 else ["train"]
+    for name in (*wanted, *(present or task.eval_splits[:1])):
+        if name not in splits:
+            raise BitlabError(
+                f"{task.title} has no {name} split in this data, which is needed here: give its file, too"
+            )
+    train = splits["train"] if wanted else None
+    return train and train.select(range(min(train_examples or len(train), len(train)))), present

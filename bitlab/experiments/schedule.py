@@ -8,7 +8,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from bitlab.errors import BitlabError
-from bitlab.options import AMOUNT, COUNT, RATE, check, option
+from bitlab.options import AMOUNT, BATCH, COUNT, RATE, check, option
 
 FULL = "W32A32"
 ARROW = " -> "
@@ -71,7 +71,7 @@ class StageSettings:
     """
 
     epochs: float = option(help="passes over the training data", **AMOUNT)
-    batch_size: int = option(help="examples a step, over all processes", at_least=1, at_most=10**5)
+    batch_size: int = option(help="examples a step, over all processes", **BATCH)
     learning_rate: float = option(help="peak rate", **RATE)
     max_steps: int | None = option(None, "optimizer steps", **COUNT)
     warmup: float = option(0.1, "share of the steps", at_least=0, at_most=1)

@@ -25,6 +25,7 @@ from transformers.integrations import is_tensorboard_available
 from bitlab import files
 from bitlab.compiled import matmul_precision
 from bitlab.distillation import DistillationTrainer
+from bitlab.distillation.checks import check_finite
 from bitlab.errors import BitlabError
 from bitlab.experiments.environment import CPU, processes
 from bitlab.experiments.folder import LOG, STAGE
@@ -194,17 +195,6 @@ def save_stage(
         if training:
             shutil.rmtree(training, ignore_errors=True)
     processes().wait_for_everyone()
-
-
-def check_finite(model: nn.Module) -> None:
-    """Refuse a model that a diverged training left.
-
-    Raises:
-        BitlabError: naming a tensor that holds NaN or infinity.
-    """
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise BitlabError(f"the training has diverged ({name} holds NaN or infinity): choose a lower learning rate")
 
 
 # ------------------------------------------------------------------------------------------- checkpoints

@@ -8,12 +8,12 @@ import pandas as pd
 
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
+from bitlab.experiments.environment import told
 from bitlab.experiments.experiment import Experiment
+from bitlab.experiments.folder import RESULT_HOLDS, check_holds
 from bitlab.experiments.recipes import get_recipe
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 
-KINDS = {"task": str, "method": str, "model": str, "data": str, "seed": int, "schedule": str, "stages": list}
-KINDS |= {"config": dict, "machine": dict}
 RUN = ["name", "task", "method", "model", "data", "seed", "schedule"]
 METRICS = sorted({name for task in (*TASKS.values(), SQUAD) for name in task.metrics} | {"accuracy_mismatched"})
 SETTINGS = ["epochs", "batch_size", "learning_rate", "alpha_learning_rate"]
@@ -57,9 +57,7 @@ def frame(results: Iterable[dict]) -> pd.DataFrame:
 
 def stages(result: dict) -> list[dict]:
     """The rows of one result; whatever is no result raises here, and nowhere later."""
-    for key, kind in KINDS.items():
-        if not isinstance(result[key], kind):
-            raise ValueError(f"{key} is {result[key]!r:.40}")
+    check_holds(result, RESULT_HOLDS)
     config = result["config"]
     precisions = Schedule.parse(result["schedule"], get_recipe(result["method"]).method).precisions
     if tuple(stage["precision"] for stage in result["stages"]) != precisions:
@@ -102,7 +100,7 @@ def _stage(result: dict, path: tuple[str, ...]) -> dict:
         "options": _options(result, path) if student else "",
         "budget": _budget(config),
         "recipe": json.dumps(_recipe(config, {} if given else settings), sort_keys=True),
-        "machine": _machine(result["machine"]),
+        "machine": result["machine"].get("gpu") or told(result["machine"]),
         "trained": " + ".join(str(each["steps"]) for each in trained),
         "curve": result.get("curves", {}).get(path[-1]),
     }
@@ -150,8 +148,3 @@ def _budget(config: dict) -> str:
     parts += [f"{config['train_examples']:,} examples"] if config.get("train_examples") else []
     parts += [f"at most {config['max_steps']} steps a stage"] if config.get("max_steps") else []
     return ", ".join(parts)
-
-
-def _machine(machine: dict) -> str:
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-    return machine.get("gpu") or f"{machine['processor']}, {threads}"
