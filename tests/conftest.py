@@ -14,9 +14,13 @@ if (capability := os.environ.get("ATEN_CPU_CAPABILITY")) in ("default", "avx2"):
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny_models import cheaply
 
 from bitlab.errors import BitlabError
+
+settings.register_profile("the same examples every time", deadline=None, derandomize=True, database=None)
+settings.load_profile("the same examples every time")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bitlab import BitlabError
 from bitlab.binarizers import binarize_weight, elastic, initial_alpha, levels, sign
 
-QUICK = settings(deadline=None, max_examples=60, derandomize=True, database=None)
+QUICK = settings(max_examples=60)
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 seeds = st.integers(0, 2**32 - 1)
 alphas = st.floats(0.05, 3.0)

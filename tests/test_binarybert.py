@@ -67,7 +67,7 @@ def room(w):
     return 1 - abs(w[small].sum()) / np.abs(w[~small]).sum() if w.any() else 1.0
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 12),
@@ -82,7 +82,7 @@ def test_splitting_identity_on_random_tensors(seed, rows, columns, kind, per_row
     check_split(w, per_row)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(w=arrays(float, (3, 8), elements=st.floats(-4, 4).map(lambda x: round(x, 3))), per_row=st.booleans())
 def test_splitting_identity_on_odd_tensors(w, per_row):
     """Zeros, equal values, rows of nothing else: the identity holds or it is said that it can't."""

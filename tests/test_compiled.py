@@ -1,7 +1,6 @@
 """Fused formulas: compiled and plain agree, and whatever keeps torch.compile from working changes no result."""
 
 import contextlib
-import copy
 import io
 import os
 import subprocess
@@ -112,20 +111,6 @@ def test_a_step_is_the_same(monkeypatch, bits):
     assert_same_gradients(found["on"], found["off"])
 
 
-@needs_compiler
-def test_a_compiled_training_learns(on):
-    model, inputs = binarize(tiny(), BitConfig(1, 1)).train(), batch(8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(50):
-        optimizer.zero_grad()
-        loss = distance(model, inputs)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 1e-3
-
-
 def test_a_compiler_that_does_not_work_changes_nothing(tmp_path, monkeypatch):
     """A process with a broken compiler and no compiled functions kept on disk prints what a plain one does."""
     fake = tmp_path / "c++"
@@ -207,22 +192,6 @@ def test_the_compiler_that_is_named_comes_first(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX")
     assert compiled.find_compiler.__wrapped__("CXX", "c++") is None
     assert compiled.find_compiler.__wrapped__("CXX", "c++", "my-c++") == str(named)
-
-
-def test_status_says_why(monkeypatch):
-    monkeypatch.setattr(compiled, "_broken", [])
-    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/c++")
-    monkeypatch.setenv(compiled.VARIABLE, "on")
-    assert compiled.status() == (True, "torch.compile")
-    monkeypatch.setenv(compiled.VARIABLE, "auto")
-    assert compiled.status() == (True, "torch.compile, for tensors of 262,144 numbers and more")
-    monkeypatch.setenv(compiled.VARIABLE, "off")
-    assert compiled.status() == (False, "BITLAB_COMPILE=off")
-
-
-def test_fused_functions_can_be_copied_with_their_model():
-    model = binarize(tiny(), BitConfig(1, 1))
-    assert torch.equal(copy.deepcopy(model)(**batch()).logits, model(**batch()).logits)
 
 
 def test_fake_tensors_run_the_formula(monkeypatch):

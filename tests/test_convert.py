@@ -74,12 +74,6 @@ def test_what_becomes_binary(architecture, head):
     assert len(binarizers(model)) == 10 * 2 + extra
 
 
-def test_bert_base_has_121_binarizers():
-    with torch.device("meta"):
-        model = binarize(BertModel(BertConfig()))
-    assert len(binarizers(model)) == 121
-
-
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_sets_are_those_of_the_method(architecture):
     unsigned = {name for name, module in binarizers(binarize(tiny(architecture))).items() if not module.signed}
@@ -361,10 +355,11 @@ def test_compile_of_a_fresh_binarizer():
         assert torch.equal(layer.alpha, twin.alpha) and layer.initialized
 
 
-def test_no_host_sync_in_a_model():
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_no_host_sync_in_a_model(bits):
     """Reading a tensor's value stalls a GPU. A FakeTensorMode tensor has no values: reading one raises."""
     with FakeTensorMode():
-        model, inputs = binarize(tiny(), BitConfig(1, 2)), batch(pad=2)
+        model, inputs = binarize(tiny(), BitConfig(1, bits)), batch(pad=2)
         for _ in range(2):  # with and without the first batch's initialisation
             model.train()(**inputs).logits.sum().backward()
         model.eval()(**inputs)

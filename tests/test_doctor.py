@@ -1,6 +1,7 @@
 """`bitlab doctor`: a line a finding, none of them twice, advice where something is absent."""
 
 import torch
+from tiny_models import refused
 
 from bitlab import BitlabError, cli, compiled, doctor
 
@@ -12,9 +13,7 @@ def lines(capsys):
 
 def test_every_finding_has_a_line_and_what_is_absent_advice(capsys):
     found = lines(capsys)
-    assert [line.split()[0] for line in found[:2]] == ["versions", "machine"] and f"torch {torch.__version__}" in found[
-        0
-    ]
+    assert f"torch {torch.__version__}" in found[0]
     for line in found[2:]:
         assert line.split()[1] in ("ok", "--") and (line.split()[1] == "--") == (" -> " in line)
     told = [part for line in found[2:] for part in line[10:].split(" -> ")]
@@ -52,7 +51,6 @@ def test_what_is_there(capsys, monkeypatch, tmp_path):
     assert any(line.startswith("hub       ok") for line in found)
 
 
-def test_a_word_that_is_no_mode(capsys, monkeypatch):
+def test_a_word_that_is_no_mode(capsys, monkeypatch, here):
     monkeypatch.setenv("BITLAB_COMPILE", "nonsense")
-    assert cli.main(["doctor"]) == 2
-    assert "BITLAB_COMPILE is 'nonsense'" in capsys.readouterr().err
+    assert "BITLAB_COMPILE is 'nonsense'" in refused(capsys, "doctor")

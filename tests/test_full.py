@@ -4,20 +4,19 @@ The files are cut to few rows, a tiny model stands in the place of the named one
 So nothing is learned and no claim about scores holds: what would stop a run of hours for that stops here.
 """
 
-import json
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from tiny_models import write_glue, write_squad
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from bitlab import models
 from bitlab.course.lab import Lab
-from bitlab.data.glue import file_names, layout
 from bitlab.data.sample import sample_glue, sample_squad, vocabulary
-from bitlab.data.tasks import TASKS, Task
+from bitlab.data.tasks import TASKS
 from bitlab.experiments.schedule import StageSettings
 
 LATER = ("00", "04", "05", "06", "07", "08", "09", "10", "11")  # too long for every run, or not tried to the end yet
@@ -31,45 +30,17 @@ STEPS = 4  # of a training, at most
 def place(tmp_path_factory) -> Path:
     """A folder with `data`, the original files of every task, and `model`, an encoder."""
     folder = tmp_path_factory.mktemp("full")
-    for task in TASKS.values():
-        write_glue(task, folder / "data" / task.folder)
-    write_squad(folder / "data" / "squad")
+    for name in TASKS:
+        splits = {split: map(as_written, rows) for split, rows in sample_glue(name, **ROWS).items()}
+        write_glue(folder / "data", name, splits)
+    write_squad(folder / "data" / "squad", sample_squad(**ROWS))
     write_model(folder / "model")
     return folder
 
 
-def write_glue(task: Task, folder: Path) -> None:
-    """A task's TSV files: its own column names, labels as numbers or words; CoLA has no header."""
-    folder.mkdir(parents=True)
-    columns = layout(task)
-    for split, rows in sample_glue(task, **ROWS).items():
-        lines = [] if task.name == "cola" else [(*columns.text, columns.label)]
-        for row in rows:
-            label = task.label_names[row["label"]] if columns.words else row["label"]
-            texts = [row[name].capitalize() + "." for name in task.text_columns]
-            lines.append(("gj04", label, "", *texts) if task.name == "cola" else (*texts, label))
-        (folder / file_names(task)[split]).write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
-
-
-def write_squad(folder: Path) -> None:
-    """SQuAD's JSON: articles, paragraphs, questions."""
-    folder.mkdir(parents=True)
-    for split, rows in sample_squad(**ROWS).items():
-        paragraphs = [
-            {
-                "context": row["context"],
-                "qas": [
-                    {
-                        "id": row["id"],
-                        "question": row["question"],
-                        "answers": [dict(zip(row["answers"], pair)) for pair in zip(*row["answers"].values())],
-                    }
-                ],
-            }
-            for row in rows
-        ]
-        document = {"version": "1.1", "data": [{"title": "Sample", "paragraphs": paragraphs}]}
-        (folder / f"{split.replace('validation', 'dev')}-v1.1.json").write_text(json.dumps(document))
+def as_written(row: dict) -> dict:
+    """A sample row as people write sentences."""
+    return {name: value.capitalize() + "." if isinstance(value, str) else value for name, value in row.items()}
 
 
 def write_model(folder: Path) -> None:

@@ -52,8 +52,7 @@ def test_elastic(case):
 
 
 def test_elastic_cases_are_all_there():
-    assert len(CASES) == 22
-    assert {case.split("/")[2] for case in CASES} == set(SETS)
+    assert len(CASES) == 22 and {case.split("/")[2] for case in CASES} == set(SETS)
 
 
 @pytest.mark.parametrize("seed", ["s0", "s1"])
@@ -111,22 +110,11 @@ def our_name(theirs):
     return theirs, 1
 
 
-def tiny(hidden_act):
-    config = BertConfig(
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        num_labels=3,
-        hidden_act=hidden_act,
-        layer_norm_eps=1e-12,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        attn_implementation="eager",
-    )
-    return BertForSequenceClassification(config)
+def tiny():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"vocab_size": 100, "max_position_embeddings": 40, "num_labels": 3, "layer_norm_eps": 1e-12}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertForSequenceClassification(BertConfig(**sizes, attn_implementation="eager"))
 
 
 def load_parameters(model, prefix):
@@ -143,7 +131,7 @@ def load_parameters(model, prefix):
 
 
 def student():
-    model = load_parameters(binarize(tiny("gelu"), BitConfig(1, 1)), "param/")
+    model = load_parameters(binarize(tiny(), BitConfig(1, 1)), "param/")
     for module in model.modules():
         if isinstance(module, ElasticBinarizer):  # their alphas are given, not to be initialised again
             module.initialized.fill_(True)
@@ -152,7 +140,7 @@ def student():
 
 
 def teacher():
-    return load_parameters(tiny("gelu"), "teacher_param/").eval()
+    return load_parameters(tiny(), "teacher_param/").eval()
 
 
 def test_student_forward():

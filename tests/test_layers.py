@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 
 from bitlab import BinaryEmbedding, BinaryLinear, BitlabError, ElasticBinarizer, binarize, layers, set_precision
 from bitlab.binarizers import binarize_weight, elastic, initial_alpha
 
-QUICK = settings(deadline=None, max_examples=25, derandomize=True, database=None)
+QUICK = settings(max_examples=25)
 sets = st.sampled_from([(bits, signed) for bits in (1, 2, 4) for signed in (True, False)])
 DOUBLE = {"dtype": torch.float64}
 
@@ -189,22 +188,8 @@ def test_linear_is_the_product_of_quantized_tensors(kind, bias, width, out, seed
         torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=name)
 
 
-def test_bias_gradient_is_a_finite_difference():
-    layer, x, g = ready(BinaryLinear(5, 3, **DOUBLE)), randn(2, 5), randn(2, 3, seed=1)
-    layer(x).backward(g)
-    step = 1e-3
-    with torch.no_grad():
-        for channel in range(3):
-            layer.bias[channel] += step
-            up = (layer(x) * g).sum()
-            layer.bias[channel] -= 2 * step
-            down = (layer(x) * g).sum()
-            layer.bias[channel] += step
-            torch.testing.assert_close((up - down) / (2 * step), layer.bias.grad[channel], rtol=1e-9, atol=1e-9)
-
-
 def test_float_parts_of_a_linear():
-    """W32A1 and W1A32: the float operand has its ordinary gradient, by finite differences."""
+    """W32A1 and W1A32: the float operand has its ordinary gradient, by finite differences; W32A32 is nn.Linear."""
     x = randn(2, 5)
     layer = ready(BinaryLinear(5, 3, weight_bits=32, **DOUBLE))
     assert torch.autograd.gradcheck(lambda weight: F.linear(layer.input_binarizer(x), weight), layer.weight)
@@ -212,11 +197,7 @@ def test_float_parts_of_a_linear():
     layer = BinaryLinear(5, 3, activation_bits=32, **DOUBLE)
     torch.testing.assert_close(layer(x), F.linear(x, binarize_weight(layer.weight), layer.bias))
     assert torch.autograd.gradcheck(layer, x.requires_grad_())
-
-
-def test_w32a32_is_an_ordinary_linear():
-    layer = BinaryLinear(5, 3, weight_bits=32, activation_bits=32)
-    x = randn(2, 5).float()
+    layer = BinaryLinear(5, 3, weight_bits=32, activation_bits=32, **DOUBLE)
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
@@ -240,23 +221,6 @@ def test_from_float_shares_the_layer_s_the_parameters():
     assert not layer.training and not layer.input_binarizer.training
     assert (layer.input_binarizer.bits, layer.input_binarizer.signed) == (2, False)
     assert not any(tensor.is_meta for tensor in layer.state_dict().values())
-
-
-def test_no_host_sync_in_forward_and_backward():
-    """Reading a tensor's value stalls a GPU. A FakeTensorMode tensor has no values: reading one raises."""
-    with FakeTensorMode():
-        layers = [
-            ElasticBinarizer(6, bits=2),
-            BinaryLinear(6, 4),
-            BinaryLinear(6, 4, activation_bits=4, signed=False),
-        ]
-        for layer in layers:
-            for _ in range(2):  # with and without the first batch's initialisation
-                layer.train()(torch.randn(3, 6)).sum().backward()
-            layer.eval()(torch.randn(3, 6))
-        BinaryEmbedding(6, 4)(torch.tensor([1, 2])).sum().backward()
-        with pytest.raises(DataDependentOutputException):  # so that this test is known to see a sync
-            layers[0].sync()
 
 
 # ------------------------------------------------------------------------------------------ BinaryEmbedding

@@ -13,7 +13,7 @@ def bf16(enabled=True):
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 40),
     width=st.integers(1, 900),

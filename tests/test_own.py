@@ -1,15 +1,13 @@
 """Data of your own: every kind of file gives the same task; a wrong row names file, row and column."""
 
 import json
-from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from bitlab import cli
 from bitlab.data.own import check_words, load_own, read_own
 from bitlab.data.sample import sample_glue, sample_tokenizer
-from bitlab.data.tasks import METRICS, TASKS
+from bitlab.data.tasks import TASKS
 from bitlab.errors import BitlabError
 
 REVIEWS = [(f'a "fine", film {i}\nof two lines', "good") if i % 3 else (f"dull {i}", "bad") for i in range(30)]
@@ -176,31 +174,3 @@ def test_a_tokenizer_that_does_not_know_the_words_is_refused(tmp_path):
     strange = rows.map(lambda row: {"sentence": row["sentence"] + " xylophone" * 2})
     with pytest.raises(BitlabError, match=r"\d\d% of the words of SST-2 are unknown .* 'minilm' for English"):
         check_words(TASKS["sst2"], strange, sample_tokenizer())
-
-
-# ------------------------------------------------------------------------------------------- the command line
-
-
-@pytest.mark.usefixtures("cheap", "here")
-@pytest.mark.parametrize("kind", ["multi_label", "regression"])
-def test_from_a_file_to_answers(tmp_path, capsys, kind):
-    """`bitlab train`, `pack`, `evaluate` and `predict`, on data of your own."""
-    texts = sample_glue("sst2", 40, 5)["train"]["sentence"][:]
-    topics = [[word for word in ("not", "really", "film") if word in text] for text in texts]
-    ending, labels = ("jsonl", topics) if kind == "multi_label" else ("tsv", [len(text) / 7 for text in texts])
-    path = written(tmp_path, ending, {"text": texts, "answer": labels})
-    own = [str(path), "--text", "text", "--label", "answer"]
-    options = "--model sample --schedule W1A1 --max-steps 2 --output run --json"
-    for _ in range(2):  # the second time it is there already
-        assert cli.main(["train", *own, *options.split()]) == 0
-        result = json.loads(capsys.readouterr().out)
-    assert (result["task"], result["data"]) == ("reviews-2", path.name)
-    assert [s["precision"] for s in result["stages"]] == ["W32A32", "W1A1"]
-    assert set(result["stages"][1]["metrics"]) == set(METRICS[kind])
-    assert cli.main(["pack", "run/W1A1", "packed"]) == 0 and "| W1A1 |" in Path("packed/README.md").read_text()
-    capsys.readouterr()
-    assert cli.main(["evaluate", "packed", *own, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["examples"] == 40
-    assert cli.main(["predict", "packed", texts[0], "--json"]) == 0
-    (answer,) = json.loads(capsys.readouterr().out)
-    assert set(answer) == ({"labels", "probabilities"} if kind == "multi_label" else {"value"})

@@ -15,18 +15,18 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from tiny_models import WORDS, assert_same_gradients, tiny
+from tiny_models import WORDS, assert_same_gradients, save, tiny, write_glue
 from transformers import AutoModel, AutoModelForSequenceClassification, DataCollatorWithPadding, TrainingArguments
 
 import bitlab
 from bitlab import BitConfig, binarize
-from bitlab.data.glue import LAYOUTS, load_glue
+from bitlab.data.glue import load_glue
 from bitlab.data.sample import sample_config, sample_tokenizer
-from bitlab.data.tasks import get_task
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.losses import DistillationConfig
 
 STEPS, SEED, BITS = 10, 0, (1, 2)
+COUNTS = {"train": 72, "validation": 32}
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo is not everywhere there")
 
@@ -100,21 +100,13 @@ def test_a_step_of_two_processes_is_that_of_one(tmp_path):
 
 def small_model(folder):
     """A float encoder without dropout, whose random masks would differ."""
-    AutoModel.from_config(sample_config(hidden_size=32, intermediate_size=64)).save_pretrained(folder)
-    sample_tokenizer().save_pretrained(folder)
-    return folder
+    return save(AutoModel.from_config(sample_config(hidden_size=32, intermediate_size=64)), folder)
 
 
-def rows(root, train=72, dev=32):
+def rows(root):
     """SST-2 in the original layout: sentences of very different lengths. 72 rows are four and a half batches."""
-    task, layout = get_task("sst2"), LAYOUTS["sst2"]
-    (root / task.folder).mkdir(parents=True)
     splits = load_glue("sst2", "sample")
-    for split, name, count in (("train", "train", train), ("validation", "dev", dev)):
-        lines = ["\t".join((*layout.text, layout.label))]
-        lines += [f"{row['sentence']}\t{row['label']}" for row in splits[split].select(range(count))]
-        (root / task.folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    return root
+    return write_glue(root, "sst2", {split: splits[split].select(range(n)) for split, n in COUNTS.items()})
 
 
 def train(output, processes, model, data):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import Killed, real, silent, write_squad
+from tiny_models import real, silent, write_squad
 from tokenizers import Tokenizer, models, processors
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
@@ -315,26 +315,6 @@ def test_a_model_learns_to_answer(tmp_path):
     settings = Experiment("squad", max_steps=60).settings("W32A32")
     stages.train_stage(model, [], data.train, data.collate, settings, tmp_path / "training")
     assert before < 0.3 and stages.evaluate(model, data)[1]["f1"] > before + 0.2
-
-
-def test_interrupted_and_gone_on_with(tmp_path, folder, finished, monkeypatch):
-    output, result = finished
-
-    def die(*args, **kwargs):
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        predict = running.predict
-        patch.setattr(
-            running, "predict", lambda m, d: die() if hasattr(m.config, "quantization_config") else predict(m, d)
-        )
-        with pytest.raises(Killed):
-            go(tmp_path / "run", folder)
-    assert not (tmp_path / "run" / "W1A1").exists() and (tmp_path / "run" / "W32A32" / "predictions.json").exists()
-    again = go(tmp_path / "run", folder)
-    assert [s["metrics"] for s in again["stages"]] == [s["metrics"] for s in result["stages"]]
-    for name in ("predictions.json", "nbest_predictions.json"):
-        assert (tmp_path / "run" / "W1A1" / name).read_text() == (output / "W1A1" / name).read_text()
 
 
 def test_as_released_all_windows_have_one_length(tmp_path, folder):

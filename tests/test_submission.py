@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
+from tiny_models import silent, write_glue
 
 from bitlab.data.glue import LAYOUTS
+from bitlab.data.sample import sample_glue
 from bitlab.data.tasks import TASKS
 from bitlab.experiments import Experiment, run, submission
 
@@ -33,26 +34,15 @@ def test_labels_are_written_as_the_original_files_write_them(task, logits, lines
     assert text == "\n".join(["index\tprediction", *lines]) + "\n"
 
 
-def write_mnli(folder, test_rows):
-    layout = LAYOUTS["mnli"]
-    (folder / "MNLI").mkdir()
-    rows = [("a cup .", "a red cup .", TASKS["mnli"].label_names[i % 3]) for i in range(9)]
-    for split in ("train", "dev_matched", "dev_mismatched"):
-        lines = ["\t".join((*layout.text, layout.label)), *("\t".join(row) for row in rows)]
-        (folder / "MNLI" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    for split, number in (("matched", test_rows), ("mismatched", 2)):
-        lines = ["\t".join(layout.text), *["a cup .\ta cup ."] * number]
-        (folder / "MNLI" / f"test_{split}.tsv").write_text("\n".join(lines) + "\n")
-
-
 @pytest.mark.parametrize(("limit", "found"), [(100, {"MNLI-m.tsv", "MNLI-mm.tsv"}), (3, {"MNLI-mm.tsv"})])
-def test_a_run_writes_dev_after_every_stage_and_test_after_the_last(tmp_path, monkeypatch, limit, found):
+def test_a_run_writes_dev_after_every_stage_and_test_after_the_last(cheap, tmp_path, monkeypatch, limit, found):
     monkeypatch.setattr("bitlab.experiments.running.QUICK_TEST", limit)
-    monkeypatch.setenv("BITLAB_COMPILE", "off")
-    torch.set_num_threads(1)
-    write_mnli(tmp_path, test_rows=4)
+    write_glue(tmp_path, "mnli", sample_glue("mnli", 9, 9))
+    for split, number in (("matched", 4), ("mismatched", 2)):
+        lines = ["\t".join(LAYOUTS["mnli"].text), *["a cup .\ta cup ."] * number]
+        (tmp_path / "MNLI" / f"test_{split}.tsv").write_text("\n".join(lines) + "\n")
     experiment = Experiment("mnli", data=str(tmp_path), max_steps=1, schedule="W1A1")
-    run(experiment, tmp_path / "run", report=lambda line: None)
+    run(experiment, tmp_path / "run", report=silent)
     full, student = (tmp_path / "run" / stage / "predictions" for stage in ("W32A32", "W1A1"))
     assert {path.name for path in (full / "dev").iterdir()} == {"MNLI-m.tsv", "MNLI-mm.tsv"}
     assert not (full / "test").exists()

@@ -1,10 +1,10 @@
 """Fine-tuned teachers in the hub's layout: the original processors' label order is mapped, a wrong one refused."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 
 from bitlab import course
@@ -20,15 +20,12 @@ ORIGINAL = [2, 0, 1]  # contradiction, entailment, neutral, as places in the hub
 
 
 @pytest.fixture(scope="module")
-def teacher():
+def teacher(cheap):
     """A sample model that has learned MNLI in the hub's order, and its dev score."""
-    torch.set_num_threads(1)
-    os.environ["BITLAB_COMPILE"] = "off"
     data = prepare(MNLI, "sample", sample_tokenizer())
     lab = course.Lab("00", "quick", 0, torch.device("cpu"))
     model = lab.teacher(data)
-    yield model, evaluate(model, data)[0]
-    os.environ.pop("BITLAB_COMPILE")
+    return model, evaluate(model, data)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -46,27 +43,24 @@ def save(model, folder, order=(0, 1, 2)):
         copied.classifier.bias.copy_(copied.classifier.bias[list(order)])
     copied.config.id2label = {i: f"LABEL_{i}" for i in range(3)}
     copied.config.label2id = {f"LABEL_{i}": i for i in range(3)}
-    copied.save_pretrained(folder)
-    sample_tokenizer().save_pretrained(folder)
+    tiny_models.save(copied, folder)
 
 
 def go(teacher, output):
     experiment = Experiment("mnli", data="sample", teacher=teacher, schedule="W1A1", max_steps=1)
-    return run(experiment, output, report=lambda line: None)
+    return run(experiment, output, report=tiny_models.silent)
 
 
-def test_the_published_teachers_order_is_mapped(teacher, tmp_path, monkeypatch):
+def test_the_published_teachers_order_is_mapped(teacher, here):
     model, score = teacher
     assert score > 0.6
-    monkeypatch.chdir(tmp_path)
     save(model, Path(MNLI.teacher), ORIGINAL)
     result = go(MNLI.teacher, "run")
     assert result["stages"][0]["score"] == pytest.approx(score)
     assert tuple(load_model("run/W1A1", "mnli").config.id2label.values()) == MNLI.label_names
 
 
-def test_a_published_teacher_in_another_order_scores_below_its_paper_and_is_refused(teacher, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_published_teacher_in_another_order_scores_below_its_paper_and_is_refused(teacher, here):
     save(teacher[0], Path(MNLI.teacher))
     with pytest.raises(BitlabError, match=r"'bert-base-uncased-MNLI' scores 0\.\d+ on MNLI dev, expected above 0\.600"):
         go(MNLI.teacher, "run")
@@ -79,8 +73,3 @@ def test_a_nameless_teacher_in_the_original_order_is_refused(teacher, tmp_path):
         go(str(tmp_path / "mine"), tmp_path / "run")
     save(teacher[0], tmp_path / "right")
     assert go(str(tmp_path / "right"), tmp_path / "other")["stages"][0]["score"] == pytest.approx(teacher[1])
-
-
-def test_the_published_ids():
-    ids = {name: task.teacher.removeprefix("textattack/bert-base-uncased-") for name, task in TASKS.items()}
-    assert ids == {name: TASKS[name].folder for name in TASKS} and ids["sst2"] == "SST-2"
