@@ -27,18 +27,23 @@ ZOO = Path(__file__).with_name("zoo")  # trained models that come with the packa
 
 
 @contextmanager
-def reading(path: Path, remedy: str = "give another file"):
-    """Make one line of whatever reading a file may raise: no access, no text, no JSON, nested too deep.
+def one_line(what: str, remedy: str, *kinds: type[Exception]):
+    """Make one line, "what (reason): remedy", of errors of these kinds; a BitlabError is one already.
 
     Raises:
-        BitlabError: naming the file, the reason and `remedy`, "delete it", for instance.
+        BitlabError: in their place.
     """
     try:
         yield
     except BitlabError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise BitlabError(f"{path} can't be read ({reason(error)}): {remedy}") from error
+    except kinds as error:
+        raise BitlabError(f"{what} ({reason(error)}): {remedy}") from error
+
+
+def reading(path: Path, remedy: str = "give another file"):
+    """`one_line` of whatever reading a file may raise: no access, no text, no JSON, nested too deep."""
+    return one_line(f"{path} can't be read", remedy, OSError, ValueError, RecursionError)
 
 
 @contextmanager
@@ -205,19 +210,9 @@ def model_class(architectures, where: str | os.PathLike) -> type:
 SAFELY = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
 
 
-@contextmanager
 def loading(where: str | os.PathLike):
-    """Make one line of whatever transformers raises for a model that it can't load, in a dozen kinds.
-
-    Raises:
-        BitlabError: naming the folder or hub id and the reason.
-    """
-    try:
-        yield
-    except BitlabError:
-        raise
-    except Exception as error:
-        raise BitlabError(f"model {str(where)!r} can't be loaded ({reason(error)}): give another folder") from error
+    """`one_line` of whatever transformers raises for a folder or hub id that it can't load, in a dozen kinds."""
+    return one_line(f"model {str(where)!r} can't be loaded", "give another folder", Exception)
 
 
 @contextmanager

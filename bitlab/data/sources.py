@@ -12,7 +12,7 @@ from datasets import ClassLabel, DatasetDict, Features, List, Value, load_datase
 
 from bitlab.data.tasks import Task
 from bitlab.errors import BitlabError
-from bitlab.files import reason
+from bitlab.files import one_line
 
 logger = logging.getLogger("bitlab")
 
@@ -85,12 +85,10 @@ def load_hub(
     Raises:
         BitlabError: one line for whatever keeps it from loading.
     """
-    try:
+    what = hub_id if name is None else f"{hub_id} {name!r}"
+    where = f"folder {what!r}" if os.path.isdir(hub_id) else f"{what} from the hub"
+    with one_line(f"could not load {where}", advice, Exception):  # the hub's client raises a dozen kinds
         return load_dataset(hub_id, name)
-    except Exception as error:  # the hub's client raises a dozen kinds, and each may span many lines
-        what = hub_id if name is None else f"{hub_id} {name!r}"
-        where = f"folder {what!r}" if os.path.isdir(hub_id) else f"{what} from the hub"
-        raise BitlabError(f"could not load {where} ({reason(error)}): {advice}") from error
 
 
 def _folder(name: str, what: str) -> str:
