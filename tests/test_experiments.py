@@ -193,9 +193,8 @@ def test_another_experiments_folder_is_refused(finished, options, says):
 # ---------------------------------------------------------------------------------------- interruptions
 
 
-def at(moment, monkeypatch):
-    """Let the experiment die at a moment of its W1A1 stage."""
-
+def killed(moment, folder, **options):
+    """An experiment that dies at a moment of its W1A1 stage."""
     place, name, when = MOMENTS[moment]
     original = getattr(place, name)
 
@@ -204,7 +203,9 @@ def at(moment, monkeypatch):
             raise Killed
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(place, name, dying)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(place, name, dying)
+        go(folder, **options)
 
 
 MOMENTS = {  # the function that is called then, and which of its calls it is
@@ -235,10 +236,7 @@ def unbroken(tmp_path_factory, short):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_interrupted_and_gone_on_with(unbroken, short, tmp_path, moment):
     folder, result = unbroken
-    with pytest.MonkeyPatch.context() as patch:
-        at(moment, patch)
-        with pytest.raises(Killed):
-            go(tmp_path / "run", **short)
+    killed(moment, tmp_path / "run", **short)
     assert not (tmp_path / "run" / "result.json").exists()
     kept = (tmp_path / "run" / "W32A32" / "model.safetensors").stat().st_mtime_ns
     assert scores(go(tmp_path / "run", **short)) == scores(result)
@@ -251,10 +249,7 @@ def test_interrupted_and_gone_on_with(unbroken, short, tmp_path, moment):
 def test_the_other_kinds_of_run_go_on_too(short, tmp_path, options):
     settings = short | {"max_steps": 28} | options
     result = go(tmp_path / "unbroken", **settings)
-    with pytest.MonkeyPatch.context() as patch:
-        at("checkpoint half written", patch)
-        with pytest.raises(Killed):
-            go(tmp_path / "broken", **settings)
+    killed("checkpoint half written", tmp_path / "broken", **settings)
     assert scores(go(tmp_path / "broken", **settings)) == scores(result)
     assert same(weights(tmp_path / "unbroken"), weights(tmp_path / "broken"))
 
@@ -312,10 +307,7 @@ FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", 
 def unevaluated(tmp_path_factory, short):
     """A run that has just trained its student and has both checkpoints of that."""
     folder = tmp_path_factory.mktemp("unevaluated") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        at("trained, not evaluated", patch)
-        with pytest.raises(Killed):
-            go(folder, **short)
+    killed("trained, not evaluated", folder, **short)
     return folder
 
 
