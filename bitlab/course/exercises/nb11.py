@@ -1,40 +1,43 @@
 """Exercises of notebook 11, SQuAD."""
 
 import numpy as np
+import torch
 
 from bitlab.course.exercises.registry import exercise
-from bitlab.data.metrics import normalize_answer
 
 
-@exercise("11.1", "F1 of two answers", difficulty=1, minutes=6)
-class Overlap:
+@exercise("11.1", "Step or overlap", difficulty=1, minutes=5)
+class Stepping:
+    cases = [(100, 40, 10), (100, 40, 40), (30, 40, 10), (600, 317, 128), (65, 32, 22)]
+
+    def reference(tokens, room, step):
+        begins = [0]
+        while begins[-1] + room < tokens:
+            begins.append(begins[-1] + step)
+        return [(begin, min(begin + room, tokens)) for begin in begins]
+
+    def wrong(tokens, room, step):  # the step taken for an overlap
+        begins = [0]
+        while begins[-1] + room < tokens and step < room:
+            begins.append(begins[-1] + room - step)
+        return [(begin, min(begin + room, tokens)) for begin in begins]
+
+
+@exercise("11.2", "Both edges at once", difficulty=2, minutes=8)
+class Pairs:
     cases = [
-        (["red", "lamp"], ["red", "lamp"]),
-        (["big", "red", "lamp"], ["lamp"]),
-        (["na", "na"], ["na"]),
-        (["noon"], ["dusk"]),
-        ([], ["dusk"]),
+        (torch.tensor([0.0, 3.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 3.0, 1.0]), 30),
+        (torch.tensor([0.0, 0.0, 4.0]), torch.tensor([4.0, 0.0, 1.0]), 30),  # surest start behind surest end
+        (torch.tensor([2.0, 0.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 2.0]), 2),  # surest pair too long
     ]
 
-    def reference(found, wanted):
-        common = sum(min(found.count(word), wanted.count(word)) for word in set(found))
-        return 2 * common / (len(found) + len(wanted))
+    def reference(start, end, longest):
+        score = start[:, None] + end
+        gap = torch.arange(len(end)) - torch.arange(len(start))[:, None]
+        return score[(gap >= 0) & (gap < longest)].softmax(0).max()
 
-    def wrong(found, wanted):  # words as a set: "na na" would be as good as "na"
-        common = len(set(found) & set(wanted))
-        return 2 * common / (len(set(found)) + len(set(wanted)))
-
-
-@exercise("11.2", "Fair to the article", difficulty=2, minutes=6)
-class Exact:
-    cases = [("The Kitchen", "kitchen"), ("a theatre", "theatre!"), ("in Paris", "Paris"), ("an  apple", "Apple")]
-
-    def reference(found, wanted):
-        return normalize_answer(found) == normalize_answer(wanted)
-
-    def wrong(found, wanted):  # articles inside words go too, and blanks stay
-        plain = [text.lower().replace("the", "").replace("a", "") for text in (found, wanted)]
-        return plain[0] == plain[1]
+    def wrong(start, end, longest):  # each end on its own
+        return start.softmax(0).max() * end.softmax(0).max()
 
 
 @exercise("11.3", "No answer", difficulty=2, minutes=8)

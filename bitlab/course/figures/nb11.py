@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
 
 import numpy as np
+from datasets import Dataset
 from IPython.display import HTML
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bitlab.course.plots import COLORS, INK, bars
-from bitlab.data.metrics import normalize_answer, squad_metrics
+from bitlab.data.metrics import normalize_answer
+from bitlab.data.squad import Windows, encode_windows
+from bitlab.results import CONSTANT
 
 TABLE = '<table style="text-align:left;font-size:90%;width:100%"><tr>{}</tr></table>'
 CELL = '<td style="width:50%;vertical-align:top;text-align:left">{}</td>'
@@ -35,25 +38,39 @@ def windows(tokens: int, places: Sequence[tuple[int, int]], answer: tuple[int, i
     return ax
 
 
-def sureness(question: str, words: Sequence[str], models: Mapping[str, tuple[str, np.ndarray, np.ndarray]]) -> list:
+def one_question(data, question: str, paragraph: str) -> Windows:
+    """The windows of a question that nobody has answered yet, cut as those of `data`."""
+    row = {"id": "mine", "title": "", "question": question, "context": paragraph}
+    row["answers"] = {"text": [paragraph[:1]], "answer_start": [0]}  # never looked at
+    return encode_windows(Dataset.from_list([row]), data.tokenizer, data.window_sizes)
+
+
+def sureness(row: Mapping, models: Mapping[str, tuple], most: int = 40) -> list:
     """How sure each model is that a word starts (full bar) and that it ends (hatched bar) the answer.
 
     Args:
-        models: name -> (role in the colours, probabilities of start, of end), one number a word.
+        row: a question of SQuAD; its answer is written under the question.
+        models: name -> (start logits, end logits, offsets) of the question's windows; the first window is drawn.
+        most: tokens, of a long paragraph the beginning.
     """
     _, axes = plt.subplots(len(models), 1, figsize=(7.2, 4.0), sharex=True)
-    x = np.arange(len(words))
-    for ax, (name, (role, start, end)) in zip(axes, models.items()):
+    peaks = []
+    for ax, role, (name, (starts, ends, offsets)) in zip(axes, ("teacher", "binary"), models.items()):
+        inside = np.flatnonzero(offsets[0][:, 0] >= 0)[:most]
+        words = [row["context"][a:b] for a, b in offsets[0][inside]]
+        odds = [np.exp(logits[0][: len(offsets[0])] - logits[0].max()) for logits in (starts, ends)]
+        start, end = ((odd / odd.sum())[inside] for odd in odds)
+        x = np.arange(len(words))
         ax.bar(x - 0.2, start, 0.4, color=COLORS[role], edgecolor=INK, linewidth=0.6, label="start")
         ax.bar(x + 0.2, end, 0.4, fc="white", ec=COLORS[role], hatch="////", linewidth=1, label="end")
         ax.set(ylim=(0, 1.08), ylabel="probability")
         ax.set_title(name, loc="left", fontsize=9)
         ax.legend(loc="lower right", ncols=2, fontsize=8, bbox_to_anchor=(1, 1.0))
+        peaks.append(f"{name}: starts at {words[start.argmax()]!r}, ends at {words[end.argmax()]!r}")
     axes[-1].set_xticks(x, words, rotation=60, ha="right", fontsize=7)
-    axes[0].figure.suptitle(question, x=0.1, ha="left", fontsize=9, style="italic")
-    peaks = {name: [words[sure.argmax()] for sure in both] for name, (_, *both) in models.items()}
-    told = "; ".join(f"{name}: starts at {start!r}, ends at {end!r}" for name, (start, end) in peaks.items())
-    axes[0].figure.set_label(f"Probability of start and end for each word. Surest, {told}.")
+    title = f"{row['question']}  right: {row['answers']['text'][0]}"
+    axes[0].figure.suptitle(title, x=0.1, ha="left", fontsize=9, style="italic")
+    axes[0].figure.set_label(f"Probability of start and end for each word. Surest, {'; '.join(peaks)}.")
     return list(axes)
 
 
@@ -64,6 +81,7 @@ def scores(found: Mapping[str, Mapping[str, float]], baseline: str, control: str
     for ax, (metric, title) in zip(axes, titles.items()):
         shown = {name: 100 * metrics[metric] for name, metrics in found.items()}
         bars(shown, baseline=baseline, control=control, ylabel="", ax=ax)
+        ax.patches[-1].set(facecolor="white", edgecolor=INK)  # no model, no bits
         ax.set_title(title)
         ax.set_xticks(range(len(shown)), [fill(name, 11) for name in shown], fontsize=7)
     told = ", ".join(f"{name} {100 * metrics['f1']:.0f}" for name, metrics in found.items())
@@ -71,25 +89,87 @@ def scores(found: Mapping[str, Mapping[str, float]], baseline: str, control: str
     return list(axes)
 
 
-def by_first_word(questions, answers: Mapping[str, Mapping[str, str]], most: int = 5) -> Axes:
-    """F1 by the first word of the question, the commonest words first.
+def edges(measured: Mapping[str, Mapping], words) -> list[Axes]:
+    """Left: between how many words each model hesitates. Right: both edges right, by the answer's length.
 
     Args:
-        answers: precision -> question id -> text; "W32A32" is drawn grey, the others orange.
+        measured: name -> "start", "end" (right or not) and "words" (hesitated between), one a window.
+        words: tokens of the true answer, one a window.
     """
-    first = [row["question"].lower().split()[0] if row["question"].split() else "" for row in questions]
-    common = sorted(set(first), key=first.count)[::-1][:most]
-    groups = {word: [row for row, begin in zip(questions, first) if begin == word] for word in common}
-    _, ax = plt.subplots(figsize=(6, 2.4))
-    for place, (precision, texts) in enumerate(answers.items()):
-        f1 = [100 * squad_metrics(texts, rows)["f1"] for rows in groups.values()]
-        look = {"color": COLORS["float" if precision == "W32A32" else "binary"], "edgecolor": INK, "linewidth": 0.5}
-        ax.bar(np.arange(len(f1)) + 0.4 * place - 0.2, f1, 0.4, label=precision, **look)
-    ax.set_xticks(range(len(groups)), [f"{word} ({len(rows)})" for word, rows in groups.items()])
-    ax.set(ylabel="F1, %", ylim=(0, 105))
-    ax.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
-    ax.figure.set_label(f"F1 of {' and '.join(answers)} for questions that begin with {', '.join(common)}.")
-    return ax
+    _, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8))
+    hesitation = {name: float(seen["words"].mean()) for name, seen in measured.items()}
+    bars(hesitation, baseline="teacher", control=[*measured][-1], ylabel="words, mean", ax=left)
+    left.set_title("hesitates between", fontsize=9)
+    left.set_xticks(range(len(measured)), [fill(name, 9) for name in measured], fontsize=7)
+    lengths = sorted(set(words.tolist()), key=words.tolist().count)[::-1][:4]
+    lengths.sort()
+    for place, (name, role) in enumerate(zip([*measured][:2], ("float", "binary"))):
+        seen = measured[name]
+        groups = [[seen[edge][words == length].float() for edge in ("start", "end")] for length in lengths]
+        both = [100 * (start * end).mean().item() for start, end in groups]
+        apart = [100 * (start.mean() * end.mean()).item() for start, end in groups]
+        x = np.arange(len(lengths)) + 0.4 * place - 0.2
+        right.bar(x, both, 0.4, color=COLORS[role], edgecolor=INK, linewidth=0.5, label=name)
+        label = "if they failed apart" if place else None
+        right.plot(x, apart, "o", mfc="white", mec=INK, ms=5, label=label)
+    right.set_xticks(range(len(lengths)), [f"{n}\n({(words == n).sum()})" for n in lengths], fontsize=7)
+    right.set(ylim=(0, 105), ylabel="both edges right, %", xlabel="tokens of the answer (questions)")
+    right.legend(loc="lower center", ncols=3, fontsize=7, bbox_to_anchor=(0.5, 1.0), columnspacing=0.8)
+    told = ", ".join(f"{name} {count:.1f}" for name, count in hesitation.items())
+    left.figure.set_label(f"Words hesitated between, mean: {told}; and both edges right, by the length of the answer.")
+    return [left, right]
+
+
+def print_edges(measured: Mapping[str, Mapping]) -> None:
+    """A line a model: start right, end right, their product, both right, in percent."""
+    print(f"{'right, in percent':18} start   end  product  both")
+    for name, seen in measured.items():
+        start, end = (100 * seen[edge].float().mean().item() for edge in ("start", "end"))
+        both = 100 * (seen["start"] & seen["end"]).float().mean().item()
+        print(f"{name:18} {start:5.1f} {end:5.1f} {start * end / 100:8.1f} {both:5.1f}")
+
+
+def kept_above_constant(stored, glue, squad) -> dict[str, dict[str, float]]:
+    """Of what full precision has above the constant answer, the share that W1A1 keeps: in print, and of our runs.
+
+    Args:
+        stored: as of `bitlab.results.load`. glue, squad: as of `bitlab.results.published`.
+    """
+    last = stored[stored.name.str.fullmatch(r".*-bit-minilm-W1A1-relative-seed0")]
+    by_bits = {bits: last[last.precision == bits].set_index("task") for bits in ("W32A32", "W1A1")}
+    papers = {bits: {} for bits in by_bits}
+    for table in (glue, squad):
+        for bits, method in (("W32A32", "full precision"), ("W1A1", "BiT")):
+            papers[bits] |= table[(table.precision == bits) & (table.method == method)].iloc[-1].to_dict()
+    kept: dict[str, dict[str, float]] = {"published": {}, "stored": {}}
+    for task in ("SST-2", "STS-B", "CoLA"):
+        nothing = CONSTANT[task]
+        floats, binary = (papers[bits][task] - nothing for bits in by_bits)
+        kept["published"][task] = 100 * binary / floats
+        floats, binary = (100 * by_bits[bits].score[task.lower().replace("-", "")] - nothing for bits in by_bits)
+        kept["stored"][task] = 100 * binary / floats
+    for title, metric in (("SQuAD F1", "f1"), ("SQuAD EM", "exact_match")):
+        column = title.split()[1]
+        kept["published"][title] = 100 * papers["W1A1"][column] / papers["W32A32"][column]
+        kept["stored"][title] = 100 * by_bits["W1A1"][metric]["squad"] / by_bits["W32A32"][metric]["squad"]
+    return kept
+
+
+def kept(shares: Mapping[str, Mapping[str, float]]) -> list[Axes]:
+    """What `kept_above_constant` found: published and stored in panels of their own."""
+    titles = {"published": "published: BiT, BERT-base", "stored": "stored: MiniLM, short trainings"}
+    _, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
+    for ax, (name, found) in zip(axes, shares.items()):
+        bars(found, ylabel="kept above constant, %", ax=ax)
+        ax.set(ylim=(0, 112))
+        ax.set_title(titles[name], fontsize=9)
+        ax.tick_params(axis="x", labelsize=8)
+    axes[1].set_ylabel("")
+    told = "; ".join(
+        f"{n}: " + ", ".join(f"{task} {x:.0f}" for task, x in found.items()) for n, found in shares.items()
+    )
+    axes[0].figure.set_label(f"Of what full precision has above the constant answer, W1A1 keeps in percent. {told}.")
+    return list(axes)
 
 
 def marked(row: Mapping, answer: str, known: bool = True) -> str:
