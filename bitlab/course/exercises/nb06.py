@@ -37,15 +37,21 @@ class LowestLoss:
         return torch.tensor(0.0)
 
 
-@exercise("06.2", "Bits that turned", difficulty=2, minutes=6)
-class Turned:
-    cases = [(_logits(2, 6, 8), _logits(3, 6, 8)), (_logits(4, 5, 4), _logits(4, 5, 4) + 3)]
+@exercise("06.2", "The day of the turn", difficulty=2, minutes=6)
+class TurnsAfter:
+    cases = [
+        (0.25, torch.tensor([-0.1, 0.05, -0.3, -0.2, 0.9])),
+        (-0.2, torch.tensor([-0.1, 0.1, 0.2, -0.3])),
+        (0.5, torch.tensor([-0.1, -0.1, 0.3])),
+    ]
 
-    def reference(before, after):
-        return ((before >= before.mean()) != (after >= after.mean())).float().mean()
+    def reference(start, nudges):
+        turned = ((start + nudges.cumsum(0)) >= 0) != (start >= 0)
+        return int(turned.nonzero()[0]) + 1 if turned.any() else 0
 
-    def wrong(before, after):  # signs around zero: but bits are taken around the mean
-        return ((before >= 0) != (after >= 0)).float().mean()
+    def wrong(start, nudges):  # each nudge alone, as if there were no latent weight that remembers
+        turned = ((start + nudges) >= 0) != (start >= 0)
+        return int(turned.nonzero()[0]) + 1 if turned.any() else 0
 
 
 @exercise("06.3", "What the student is told", difficulty=2, minutes=10)

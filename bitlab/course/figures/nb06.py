@@ -50,14 +50,16 @@ def states(vectors: Mapping[str, Tensor], words: Sequence[str], channels: int = 
 
 
 def padding(lengths: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Axes:
-    """A loss against the length that a batch is padded to; the first is over real tokens, the second careless."""
+    """By how much a loss changes as a batch is padded further; the first is over real tokens, the second careless."""
     _, ax = plt.subplots(figsize=(6.4, 2.3))
     for (name, values), role in zip(losses.items(), ("binary", "float")):
-        ax.plot(lengths, values, marker="o", markersize=4, label=name, **LOOK[role])
-    ax.set(xlabel="length that the batch is padded to", ylabel="hidden-state term", ylim=(0, None))
+        change = [100 * (value / values[0] - 1) for value in values]
+        ax.plot(lengths, change, marker="o", markersize=4, label=name, **LOOK[role])
+    ax.set(xlabel="length that the batch is padded to", ylabel="change of the term, %")
+    ax.margins(x=0.05, y=0.15)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     told = "; ".join(f"{name} from {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items())
-    ax.figure.set_label(f"The same batch, padded further and further: {told}.")
+    ax.figure.set_label(f"The hidden-state term of one batch, padded further and further: {told}.")
     return ax
 
 
@@ -104,41 +106,48 @@ def ablation(
     teacher: float,
     chance: float,
     real: Mapping[str, Sequence[float]],
-    real_chance: float,
     real_title: str,
 ) -> list[Axes]:
     """Every part added to those before it: a bar at the mean of all seeds, a dot a stored seed, a diamond the live one.
 
     Args:
-        live: name -> score; the last is the negative control.
+        live: name -> score; names that begin with "+" or stand first are the ladder, the others stand beside it, and
+            the last is the negative control.
         stored: the same names -> scores of other seeds.
         teacher, chance: scores drawn as lines.
-        real, real_chance, real_title: stored scores of a real task, for the panel on the right.
+        real, real_title: stored correlations of a real task, for the panel on the right.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.3), width_ratios=(len(live), len(real) + 0.6))
-    control = list(live)[-1]
-    for place, (name, score) in enumerate(live.items()):
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.3), width_ratios=(len(live) + 0.5, len(real) + 0.6))
+    first, *_, control = live
+    ladder = [name for name in live if name == first or name.startswith("+")]
+    places = {name: place + (name not in ladder) * 0.5 for place, name in enumerate(live)}
+    for name, score in live.items():
         look = {"facecolor": "white", "hatch": "////"} if name == control else {"color": COLORS["binary"]}
-        _bar(axes[0], place, [*stored.get(name, ()), score], look)
-        axes[0].plot(
-            place, score, "D", color="white", markeredgecolor=INK, markersize=5, label="_" if place else "live"
-        )
+        look |= {} if name in ladder else {"alpha": 0.6}
+        _bar(axes[0], places[name], [*stored.get(name, ()), score], look)
+        diamond = {"color": "white", "markeredgecolor": INK, "markersize": 5}
+        axes[0].plot(places[name], score, "D", label="live" if name == first else "_", **diamond)
     for place, scores in enumerate(real.values()):
         _bar(axes[1], place, scores, {"color": COLORS["binary"]})
     axes[0].axhline(teacher, label="teacher", **LOOK["teacher"])
-    for ax, guess in ((axes[0], chance), (axes[1], real_chance)):
-        ax.axhline(guess, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
-    for ax, names in zip(axes, (live, real)):
-        ax.set_xticks(range(len(names)), [name.replace(" ", "\n", 1).replace(" (", "\n(") for name in names])
+    axes[0].axhline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
+    axes[0].set_xticks([*places.values()], [_broken(name) for name in live], fontsize=8)
+    axes[1].set_xticks(range(len(real)), [*real])
+    for ax in axes:
         ax.set_ylim(0, 1.15)
     seeds = max(map(len, stored.values()), default=0)
     axes[0].set(title=f"sample task: live, and {seeds} stored seeds", ylabel="dev accuracy")
     axes[0].legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.0))
-    axes[1].set(title=real_title, ylabel="score")
+    axes[1].set(title=real_title, ylabel="correlation")
     means = {name: np.mean([*stored.get(name, ()), score]) for name, score in live.items()}
     sides = ("; ".join(f"{name} {np.mean(score):.2f}" for name, score in side.items()) for side in (means, real))
     figure.set_label("Bars from zero, means over seeds. Sample task: {}. Stored, real task: {}.".format(*sides))
     return list(axes)
+
+
+def _broken(name: str) -> str:
+    """A name over several lines, so that it fits below a bar."""
+    return name.replace("+ ", "+").replace(" ", "\n")
 
 
 def _bar(ax: Axes, place: int, scores: Sequence[float], look: dict) -> None:
