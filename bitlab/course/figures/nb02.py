@@ -79,13 +79,14 @@ def sets_compared(
         places = [place + 0.27 * (shift - 1) for place in range(len(errors))]
         left.bar(places, heights, 0.25, edgecolor=INK, label=method, **look)
     left.axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
+    left.annotate("all zeros", (3.45, 1), (0, 2), textcoords="offset points", ha="right", fontsize=7.5)
     left.set(title="what one bit loses of a tensor", ylabel="relative error", ylim=(0, 2.3))
     left.set_xticks(range(len(errors)), [name.replace(" ", "\n") for name in errors])
     left.legend(loc="upper left", ncols=3, columnspacing=0.8, handlelength=1.4)
     control = next(name for name in accuracy if "control" in name)
     plots.bars(accuracy, baseline=next(iter(accuracy)), control=control, chance=chance, ax=right)
     right.patches[1].set(**crossed)  # the same set as on the left
-    right.set_xticks(range(len(accuracy)), [name.replace(" (", "\n(") for name in accuracy])
+    right.set_xticks(range(len(accuracy)), [name.replace(" (", "\n(").replace(", B", "\nB") for name in accuracy])
     right.set_title("probabilities in one bit")
     told = ", ".join(f"{name} {score:.2f}" for name, score in accuracy.items())
     left.figure.set_label(
