@@ -25,8 +25,8 @@ def block() -> Axes:
         "Block diagram of a binary layer. Word vectors (one bit, notebook 05) enter attention: three binarizers with "
         "learned thresholds (03), three binary linear layers (01), binarizers of queries, keys and values, their "
         "product, a float softmax, the set zero and one for the probabilities (02, 04), their product with the "
-        "values, a binary linear layer, a float residual and LayerNorm. The feed-forward follows: binarizer, binary "
-        "linear layer, ReLU, the set zero and one, binary linear layer, residual and LayerNorm. Around it: a walk "
+        "values, a binary linear layer, a float residual path and LayerNorm. The feed-forward follows: binarizer, binary "
+        "linear layer, ReLU, the set zero and one, binary linear layer, residual path and LayerNorm. Around it: a walk "
         "that builds it (05), distillation (06), multi-step distillation (07), packing (08), other "
         "methods (09), the tasks of GLUE (10) and SQuAD (11)."
     )
@@ -72,17 +72,20 @@ def _feed_forward(ax: Axes) -> None:
     """The lower row, from right to left: as one reads on where the upper row ends."""
     _frame(ax, 3.4, 2.6, 15.4, 2.9, "feed-forward")
     y = 4.0
-    _box(ax, 17.2, y, "+ residual\nLayerNorm", 2.1, room="06")
+    _box(ax, 17.2, y, "+ residual\nLayerNorm", 2.1)
     _line(ax, (17.5, 7.02), (17.5, 4.62))
     _binarizer(ax, 15.2, y, "±1", room="03")
     _box(ax, 13.3, y, "FFN-1", 1.8, bit=True, room="01")
     _box(ax, 11.2, y, "ReLU", 1.3)
     _binarizer(ax, 9.7, y, "0/1", room="02")
     _box(ax, 7.9, y, "FFN-2", 1.8, bit=True, room="01")
-    _box(ax, 5.2, y, "+ residual\nLayerNorm", 2.1, room="06")
+    _box(ax, 5.2, y, "+ residual\nLayerNorm", 2.1)
     for begin, end in ((16.15, 15.55), (14.85, 14.2), (12.4, 11.85), (10.55, 10.05), (9.35, 8.8), (7.0, 6.25)):
         _line(ax, (begin, y), (end, y))
-    ax.text(3.6, 2.9, "to the next layer, or the classifier (float)", fontsize=8)
+    _line(ax, (3.1, 5.75), (16.7, 5.75), (16.7, 4.62))  # past attention
+    _line(ax, (17.2, 3.38), (17.2, 2.95), (5.6, 2.95), (5.6, 3.38))  # past the feed-forward
+    _line(ax, (4.15, y), (3.55, y))
+    ax.text(3.55, 3.12, "next layer, or\nclassifier", fontsize=7, va="center")
 
 
 def _around(ax: Axes) -> None:

@@ -83,7 +83,7 @@ class Kernel:
 
 
 def large_pages(size: int) -> Tensor:
-    """`size` bytes (uint8) that begin a large page, where the system has those: their addresses are found faster."""
+    """`size` bytes (uint8) that begin a large page, where there are such: their addresses are looked up faster."""
     block = mmap.mmap(-1, size + LARGE_PAGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them

@@ -36,15 +36,15 @@ def _future(tokens: int) -> Tensor:
     return torch.full((tokens, tokens), -torch.inf).triu(1)
 
 
-@exercise("04.1", "How many scores?", difficulty=1, minutes=3)
-class PossibleScores:
-    cases = [(64,), (32,), (1,), (7,)]
+@exercise("04.1", "How many ways to look?", difficulty=1, minutes=3)
+class WaysToLook:
+    cases = [(13,), (1,), (2,), (20,)]
 
-    def reference(width):
-        return width + 1
+    def reference(tokens):
+        return 2**tokens - 1
 
-    def wrong(width):  # every integer from -width to width: but one disagreement costs 2
-        return 2 * width + 1
+    def wrong(tokens):  # how many tokens, not which ones
+        return tokens
 
 
 @exercise("04.2", "A score from two integers", difficulty=2, minutes=6)

@@ -79,7 +79,7 @@ def sets_compared(
         places = [place + 0.27 * (shift - 1) for place in range(len(errors))]
         left.bar(places, heights, 0.25, edgecolor=INK, label=method, **look)
     left.axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
-    left.annotate("all zeros", (3.45, 1), (0, 2), textcoords="offset points", ha="right", fontsize=7.5)
+    left.annotate("all zeros", (-0.45, 1), (0, 2), textcoords="offset points", fontsize=7.5)
     left.set(title="what one bit loses of a tensor", ylabel="relative error", ylim=(0, 2.3))
     left.set_xticks(range(len(errors)), [name.replace(" ", "\n") for name in errors])
     left.legend(loc="upper left", ncols=3, columnspacing=0.8, handlelength=1.4)

@@ -47,10 +47,10 @@ def ramp(bits: int, signed: bool, low: float, high: float, step: Callable[..., T
 
 
 def slopes(x: Tensor, true: Mapping[str, Tensor], yours: Mapping[str, Tensor]) -> list[Axes]:
-    """How y answers to alpha, at every x: as finite differences have it, and as the backward says."""
+    """How y answers to alpha, at every x: as autograd has it, and as the backward says."""
     _, axes = plt.subplots(1, len(true), figsize=(8, 2.5), sharey=True)
     for ax, name in zip(axes, true):
-        ax.plot(x, true[name], **LOOK["binary"], label="finite differences")
+        ax.plot(x, true[name], **LOOK["binary"], label="autograd")
         ax.plot(x, yours[name], **LOOK["latent"], label="your backward")
         ax.set(xlabel="x / alpha", title=name)
     axes[0].set(ylabel="dy / d alpha", ylim=(-2.4, 4.6))
@@ -75,15 +75,35 @@ def walks(paths: Mapping[str, Sequence[Sequence[float]]], best: Mapping[str, flo
     return list(axes)
 
 
-def arms(scores: Mapping[str, float], chance: float) -> Axes:
-    """Four trainings: the first is the baseline, the one called control is hatched."""
-    _, ax = plt.subplots(figsize=(6.4, 2.8))
-    control = next(name for name in scores if "control" in name)
-    plots.bars(scores, baseline=next(iter(scores)), control=control, chance=chance, ax=ax)
-    ax.set_xticks(range(len(scores)), [name.replace(", ", ",\n").replace(" (", "\n(") for name in scores])
-    told = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
-    ax.figure.set_label(f"Dev accuracy of four trainings: {told}; guessing {chance:.2f}.")
-    return ax
+def arms(live: Mapping[str, float], stored: Mapping[str, Mapping[str, Sequence[float]]], chance: float) -> list[Axes]:
+    """Trainings whose scales learn or do not: bars are means over seeds, dots stored seeds, diamonds live.
+
+    Args:
+        live: name -> score; the one called control is hatched.
+        stored: "120 steps" (the live ones' names) and "360 steps" (others) -> name -> scores of seeds, or empty.
+        chance: the score of guessing.
+    """
+    late = stored.get("360 steps", {})
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.0), sharey=True, width_ratios=(len(live), max(1, len(late))))
+    early = {name: [*stored.get("120 steps", {}).get(name, ()), score] for name, score in live.items()}
+    for ax, side in zip(axes, (early, late)):
+        for place, (name, scores) in enumerate(side.items()):
+            look = {"facecolor": "white", "hatch": "////"} if "control" in name else {"color": COLORS["binary"]}
+            mean = sum(scores) / len(scores)
+            ax.bar(place, mean, 0.66, edgecolor=INK, linewidth=0.8, **look)
+            ax.plot([place] * len(scores), scores, "o", color=INK, markersize=3)
+            ax.text(place, 0.06, f"{mean:.2f}", ha="center", fontsize=8, bbox=plots.PAPER)
+        ax.axhline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
+        ax.set_xticks(range(len(side)), [name.replace(", ", ",\n").replace(" (", "\n(") for name in side], fontsize=8)
+        ax.set_ylim(0, 1.15)
+    diamond = {"color": "white", "markeredgecolor": INK, "markersize": 5}
+    axes[0].plot(range(len(live)), list(live.values()), "D", label="live", **diamond)
+    axes[0].set(title="120 steps", ylabel="dev accuracy")
+    axes[0].legend(loc="upper left", ncols=2)
+    axes[1].set_title("360 steps, stored: from a good start")
+    told = ("; ".join(f"{name} {sum(of) / len(of):.2f}" for name, of in side.items()) for side in (early, late))
+    figure.set_label("Dev accuracy, means over seeds. 120 steps: {}. 360 steps: {}.".format(*told))
+    return list(axes)
 
 
 def watched(

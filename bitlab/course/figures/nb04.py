@@ -125,7 +125,7 @@ def heads(
         for ax in axes[1:]:
             ax.set(ylabel="", yticks=[])
         bar = figure.colorbar(axes[0].images[0], cax=figure.add_axes((0.945, 0.24, 0.012, 0.62)))
-        bar.ax.set_title("p", fontsize=8, loc="center", fontweight="normal")
+        bar.ax.set_title("p, bit", fontsize=8, loc="center", fontweight="normal")
         figure.set_label(
             f"Layer {layer}, head {head}, {len(words)} tokens, three heatmaps: soft in the teacher, sharper in the "
             f"student, and the student's zeros and {int((used > 0).sum())} ones."
