@@ -25,8 +25,8 @@ def block() -> Axes:
         "Block diagram of a binary layer. Word vectors (one bit, notebook 05) enter attention: three binarizers with "
         "learned thresholds (03), three binary linear layers (01), binarizers of queries, keys and values, their "
         "product, a float softmax, the set zero and one for the probabilities (02, 04), their product with the "
-        "values, a binary linear layer, a float residual path and LayerNorm. The feed-forward follows: binarizer, binary "
-        "linear layer, ReLU, the set zero and one, binary linear layer, residual path and LayerNorm. Around it: a walk "
+        "values, a binary linear layer, a float residual path and LayerNorm. The feed-forward follows: binarizer, "
+        "binary linear layer, ReLU, the set zero and one, binary linear layer, residual path and LayerNorm. A walk "
         "that builds it (05), distillation (06), multi-step distillation (07), packing (08), other "
         "methods (09), the tasks of GLUE (10) and SQuAD (11)."
     )
