@@ -100,7 +100,7 @@ def arms(live: Mapping[str, float], stored: Mapping[str, Mapping[str, Sequence[f
     axes[0].plot(range(len(live)), list(live.values()), "D", label="live", **diamond)
     axes[0].set(title="120 steps", ylabel="dev accuracy")
     axes[0].legend(loc="upper left", ncols=2)
-    axes[1].set_title("360 steps, stored: from a good start")
+    axes[1].set_title("360 steps, stored")
     told = ("; ".join(f"{name} {sum(of) / len(of):.2f}" for name, of in side.items()) for side in (early, late))
     figure.set_label("Dev accuracy, means over seeds. 120 steps: {}. 360 steps: {}.".format(*told))
     return list(axes)

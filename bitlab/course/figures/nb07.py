@@ -106,10 +106,15 @@ def walker(runs: pd.DataFrame) -> Callable:
         for walked, look in ((straight, LOOK["float"]), (found, LOOK["binary"])):
             _walk(walked, axes, look)
         for end, row in zip(itertools.accumulate([0, *found.steps[1:]]), found.itertuples()):
-            place = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+            place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes[1].annotate(f"{row.precision} {row.score:.3f}", (end, row.score), **place)
+        if len(straight) and len(found) > 2:
+            last = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+            axes[1].annotate(
+                f"{straight.score.iloc[-1]:.3f}", (straight.steps[1:].sum(), straight.score.iloc[-1]), **last
+            )
         axes[0].set(title=f"{schedule}, alpha: {alpha}, seed {seed} (stored)", ylabel="loss")
-        axes[1].set(xlabel="step of the student", ylabel="dev accuracy", ylim=(0, 1.1), xlim=(-45, 445))
+        axes[1].set(xlabel="step of the student", ylabel="dev accuracy", ylim=(0, 1.18), xlim=(-45, 445))
         axes[1].legend(loc="lower left", fontsize=8)
         scores = ", ".join(f"{row.precision} {row.score:.3f}" for row in found.itertuples())
         axes[0].figure.set_label(f"Loss and accuracy along {schedule}, alpha {alpha}, seed {seed}: {scores}.")
