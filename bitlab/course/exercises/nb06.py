@@ -40,7 +40,7 @@ class LowestLoss:
 @exercise("06.2", "The day of the turn", difficulty=2, minutes=6)
 class TurnsAfter:
     cases = [
-        (0.25, torch.tensor([-0.1, 0.05, -0.3, -0.2, 0.9])),
+        (0.25, torch.tensor([-0.1, 0.05, -0.1, -0.15, 0.9])),
         (-0.2, torch.tensor([-0.1, 0.1, 0.2, -0.3])),
         (0.5, torch.tensor([-0.1, -0.1, 0.3])),
     ]
