@@ -237,7 +237,7 @@ def trade(score: Mapping[str, float], mib: Mapping[str, float], ms: Mapping[str,
     Args:
         score: accuracy, a fraction, by precision. mib, ms: the same names. source: of the times, a short line.
     """
-    panels = {"accuracy on SST-2 (stored)": score, "MiB": mib, f"milliseconds ({source})": ms}
+    panels = {"accuracy on SST-2 (stored)": score, "MiB": mib, "milliseconds": ms}
     figure, axes = plt.subplots(1, 3, figsize=(9.4, 0.9 + 0.36 * len(score)), sharey=True)
     for ax, (title, numbers) in zip(axes, panels.items()):
         for place, name in enumerate(score):
@@ -252,6 +252,7 @@ def trade(score: Mapping[str, float], mib: Mapping[str, float], ms: Mapping[str,
         ax.title.set_fontsize(9)
         ax.grid(visible=False)
     axes[0].axvline(0.509, color=INK, linestyle=(0, (1, 2)), linewidth=1.1)
+    axes[2].set_xlabel(source.replace("(R)", ""), fontsize=7)
     axes[0].set_yticks(range(len(score)), score)
     axes[0].invert_yaxis()
     told = "; ".join(
