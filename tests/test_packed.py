@@ -244,6 +244,16 @@ def test_any_change_of_any_tensor_is_seen(pair):
     assert not torch.equal(before[0], outputs(packed, **batch(pad=2))[0])
 
 
+def test_changed_bits_are_seen_where_they_are_kept_opened(pair):
+    packed = copy.deepcopy(pair[0])
+    with backends.use("int8"):
+        before = outputs(packed, **batch())
+        packed.bert.encoder.layer[0].intermediate.dense.weight.data.bitwise_not_()
+        changed = outputs(packed, **batch())
+        equal(changed, outputs(copy.deepcopy(packed), **batch()))
+    assert not torch.equal(before[0], changed[0])
+
+
 def test_loading_into_a_part(pair):
     packed, other = (
         copy.deepcopy(pair[0]),
@@ -264,6 +274,7 @@ def test_loading_into_a_part(pair):
 
 def test_a_tensor_that_the_kernel_cannot_read(pair):
     packed, expected = copy.deepcopy(pair[0]), outputs(pair[0], **batch())
+    equal(outputs(packed, **batch()), expected)  # what it has read once is looked at again
     norm = packed.bert.encoder.layer[1].output.LayerNorm
     norm.weight.data = norm.weight.repeat_interleave(2)[::2]  # not side by side
     equal(outputs(packed, **batch()), expected)
