@@ -311,6 +311,8 @@ def test_export_is_refused_in_one_line(pair):
     for strict in (True, False):
         with pytest.raises(Exception, match="can't be exported: export the latent model"):
             torch.export.export(pair[0], (batch()["input_ids"],), strict=strict)
+    with pytest.raises(BitlabError, match="can't be exported"):  # or its answers to the example become constants
+        torch.jit.trace(pair[0], (batch()["input_ids"],), strict=False)
 
 
 def test_from_eight_threads(pair):

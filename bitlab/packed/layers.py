@@ -171,8 +171,9 @@ def fits(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:
 
 
 def check_input(x: Tensor) -> None:
-    """A packed layer computes in float32, as the scales of its file are; and only where it is run, not exported."""
-    if torch.compiler.is_exporting():
+    """A packed layer computes in float32, as the scales of its file are; and only where it is run, not exported or
+    traced: its kernel is no part of a graph, which would hold the answers to its example for ever."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         raise BitlabError("a packed model can't be exported: export the latent model that it was made of")
     if x.dtype != torch.float32:
         raise BitlabError(f"a packed model computes in float32, not in {x.dtype}: load it again")
