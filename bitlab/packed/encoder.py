@@ -9,8 +9,6 @@ module inside) the module's own runs, on packed weights, with the same results.
 """
 
 import functools
-import operator
-from array import array
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +20,7 @@ from bitlab.attention import BinaryMPNetAttention
 from bitlab.encoders import layer_parts
 from bitlab.layers import ElasticBinarizer
 from bitlab.packed import backends
-from bitlab.packed.layers import PackedLinear, check_input, fits
+from bitlab.packed.layers import PackedLinear, check_input, point
 
 KINDS = ("query", "key", "value")
 
@@ -85,11 +83,7 @@ def parts(layer: nn.Module) -> Parts | None:
 
 
 class Sources:
-    """The tensors of some layers that follow each other, where they are found today.
-
-    A call costs a look at each; types and sizes are checked when a tensor is another or lies elsewhere. Copies and
-    pickles of a module start without.
-    """
+    """Where the tensors of layers that follow each other are found. Copies and pickles of a module start without."""
 
     def __init__(self, layers: list[nn.Module], whole: bool = False):
         found = [parts(layer) for layer in layers]
@@ -97,18 +91,15 @@ class Sources:
         everything = [module for layer in layers for module in layer.modules()]
         passed = [module for module in everything if whole or module not in layers]  # whose forward is not called
         children = [(module._modules, name) for module in everything for name in module._modules]
-        sources = [source for part in found for source in part.sources()]
-        self.places = [*children, *(source[:2] for source in sources)]
-        self.children = [places[name] for places, name in children]
-        self.expected = [source[2:] for source in sources]
+        self.children = [(places, name, places[name]) for places, name in children]
+        self.tensors = [source for part in found for source in part.sources()]
         self.binarizers = [binarizer for part in found for binarizer in part.binarizers]
         self.hooks = [hooks for module in passed for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self.same = len({(part.first.out_features, part.heads, part.width, part.out_norm.eps) for part in found}) == 1
-        self.seen: tuple[list, array] = [], array("Q")
 
     def unchanged(self) -> bool:
         """Whether the layers are still made of the same modules."""
-        return all(places.get(name) is child for (places, name), child in zip(self.places, self.children))
+        return all(places.get(name) is child for places, name, child in self.children)
 
     def bits(self) -> int | None:
         """Bits of all activations; None where they differ, or where somebody hooked into a layer."""
@@ -120,18 +111,6 @@ class Sources:
         return any(self.hooks) and any(
             hook.__module__ != output_capturing.__name__ for hooks in self.hooks for hook in hooks.values()
         )
-
-    def pointers(self) -> tuple[array, list] | None:
-        """Addresses of all tensors, in the order of the kernel's `Layer`, and the tensors, to be held during a call;
-        None if one is not as it should be."""
-        tensors = [places[name] for places, name in self.places[len(self.children) :]]
-        found = array("Q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
-        seen, where = self.seen
-        if found != where or not all(map(operator.is_, tensors, seen)):
-            if not all(t is None or fits(t, *expected) for t, expected in zip(tensors, self.expected)):
-                return None
-            self.seen = tensors, found
-        return found, tensors
 
     def __deepcopy__(self, memo):
         return None
@@ -145,7 +124,7 @@ def run(sources: Sources, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     if not hidden.numel():
         return None  # the float model may not take it
     kernel, bits = backends.compiled_for(hidden), sources.bits()
-    found = sources.pointers() if kernel and bits else None
+    found = point(sources.tensors) if kernel and bits else None
     first, (batch, length, width) = sources.first, hidden.shape
     mask = additive(mask, (batch, first.heads, length, length))
     if found is None or mask is False or width != first.width:
@@ -155,8 +134,8 @@ def run(sources: Sources, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     sizes = kernel.sizes(bits, batch * length, batch=batch, length=length, width=width, heads=first.heads)
     sizes.inner, sizes.scaling, sizes.eps = first.first.out_features, first.attention.scaling, first.out_norm.eps
     sizes.mask_example, sizes.mask_head, sizes.mask_query = strides
-    pointers, _tensors = found  # held, whatever another thread does to the model meanwhile
-    return x if kernel.encoder(pointers.buffer_info()[0], sources.count, sizes, x, mask) else None
+    pointers, _held = found
+    return x if kernel.encoder(pointers, sources.count, sizes, x, mask) else None
 
 
 def additive(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | bool | None:

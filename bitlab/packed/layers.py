@@ -63,9 +63,10 @@ class PackedLinear(nn.Module):
     @torch.compiler.disable
     def _by_kernel(self, x: Tensor) -> Tensor | None:
         kernel = backends.compiled_for(x)
-        pointers = point(self.sources()) if kernel else None
-        if pointers is None:
+        found = point(self.sources()) if kernel else None
+        if found is None:
             return None
+        pointers, _held = found
         x, y = x.contiguous(), torch.empty(x.shape[0], self.out_features)
         sizes = kernel.sizes(
             self.input_binarizer.bits, len(x), length=len(x), width=self.in_features, inner=self.out_features
@@ -144,9 +145,10 @@ class PackedEmbedding(nn.Module):
             (self._buffers, "weight", torch.uint8, self.num_embeddings * -(-self.embedding_dim // 8)),
             (self._buffers, "weight_scale", torch.float32, self.num_embeddings),
         ]
-        pointers = point(sources) if kernel else None
-        if pointers is None:
+        found = point(sources) if kernel else None
+        if found is None:
             return None
+        pointers, _held = found
         ids, rows = ids.contiguous(), torch.empty(ids.numel(), self.embedding_dim)
         sizes = (self.num_embeddings, self.embedding_dim, rows.data_ptr())
         code = kernel.library.bitlab_rows(ids.data_ptr(), ids.numel(), *pointers, *sizes)
@@ -156,18 +158,16 @@ class PackedEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-def point(sources: list[tuple[dict, str, torch.dtype, int]]) -> ctypes.Array | None:
-    """Addresses of tensors of the kernel's, 0 for None; None if one of them is not as the kernel needs it."""
-    tensors = [(found[name], dtype, count) for found, name, dtype, count in sources]
-    if not all(tensor is None or fits(tensor, dtype, count) for tensor, dtype, count in tensors):
-        return None
-    return (ctypes.c_void_p * len(tensors))(*(0 if t is None else t.data_ptr() for t, _, _ in tensors))
-
-
-def fits(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:
-    """Whether the kernel can read this tensor as it lies."""
-    plain = tensor.dtype is dtype and tensor.numel() == count and tensor.device.type == "cpu"
-    return plain and tensor.is_contiguous()
+def point(sources: list[tuple[dict, str, torch.dtype, int]]) -> tuple[ctypes.Array, list[Tensor | None]] | None:
+    """Addresses of tensors for the kernel, 0 for None, and the tensors, to be held during a call, whatever another
+    thread does to the model meanwhile. None if the kernel can't read one of them as it lies now."""
+    tensors = [places[name] for places, name, _, _ in sources]
+    for tensor, (_, _, dtype, count) in zip(tensors, sources):
+        if tensor is not None and not (
+            tensor.numel() == count and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()
+        ):
+            return None
+    return (ctypes.c_void_p * len(tensors))(*[None if t is None else t.data_ptr() for t in tensors]), tensors
 
 
 def check_input(x: Tensor) -> None:
