@@ -17,9 +17,10 @@ from bitlab import models
 from bitlab.course.lab import Lab
 from bitlab.data.sample import sample_glue, sample_squad, vocabulary
 from bitlab.data.tasks import TASKS
+from bitlab.experiments.prepared import Prepared
 from bitlab.experiments.schedule import StageSettings
 
-LATER = ("00", "04", "05", "06", "07", "08", "09", "10", "11")  # too long for every run, or not tried to the end yet
+LATER = ("00", "04", "05", "06", "07", "11")  # 07 passes, the others were not tried lately
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NOTEBOOKS = [path for path in NOTEBOOKS if not path.stem.startswith(LATER)]
 ROWS = {"train": 400, "dev": 260}
@@ -71,6 +72,7 @@ def test_a_notebook_reaches_its_last_cell(path, place, tmp_path, monkeypatch):
     monkeypatch.setattr(Lab, "pick", lambda self, quick, full: shorter(full))
     steps = StageSettings.steps
     monkeypatch.setattr(StageSettings, "steps", lambda self, examples: min(STEPS, steps(self, examples)))
+    monkeypatch.setattr(Prepared, "trivial_score", lambda self: -1.0)  # or a teacher that learned nothing is refused
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     names = {"__name__": "__main__"}
