@@ -162,7 +162,7 @@ def test_without_a_compiler_the_formulas_run(monkeypatch, mode):
 
 @pytest.mark.parametrize(
     ("mode", "size", "compiles"),
-    [("auto", 10, False), ("auto", 300_000, True), ("on", 10, True), ("off", 300_000, False)],
+    [("auto", 1_000_000, False), ("auto", 1_100_000, True), ("on", 10, True), ("off", 1_000_000, False)],
 )
 def test_what_is_compiled(monkeypatch, mode, size, compiles):
     seen = []

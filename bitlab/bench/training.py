@@ -3,7 +3,7 @@
 A step is transformers' own: forward, backward, clipping, optimizer. The rows:
 
     fine-tuning               torch as it comes, float32: 1.0
-    fine-tuning, medium       float32 products in their fastest form (`bitlab.compiled.matmul_precision`)
+    fine-tuning, medium       float32 products in their fastest form (`bitlab.compiled.fast_products`)
     fine-tuning, bf16         and in mixed precision
     distillation              a W1A1 student and its teacher, with every measure; its forward multiplies int8 codes
     distillation, bf16        and in mixed precision (`--bf16`)
@@ -33,7 +33,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, def
 
 from bitlab import compiled, products, upstream
 from bitlab.bench.timing import measure, ratio, session
-from bitlab.compiled import matmul_precision
+from bitlab.compiled import fast_products
 from bitlab.config import DistillationConfig
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
@@ -167,7 +167,7 @@ class Step:
     def _environment(self):
         with ExitStack() as stack:
             if self.measures.fast_products:
-                stack.enter_context(matmul_precision("medium"))
+                stack.enter_context(fast_products())
             else:
                 stack.enter_context(patch.object(products, "int8_product_takes", lambda a, b: False))
             if not self.measures.compiled:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations import is_tensorboard_available
 
 from bitlab import files
-from bitlab.compiled import matmul_precision
+from bitlab.compiled import fast_products
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.checks import check_finite
 from bitlab.errors import BitlabError
@@ -92,7 +92,7 @@ def train_stage(
         **trainer_options,
     )
     trainer.remove_callback(PrinterCallback)
-    with matmul_precision("medium"):
+    with fast_products():
         trainer.train(resume_from_checkpoint=checkpoint)
     for wrapped in ("forward", "_original_forward"):  # accelerate's: the model would be evaluated in mixed precision
         model.__dict__.pop(wrapped, None)
