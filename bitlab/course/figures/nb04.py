@@ -85,7 +85,7 @@ def scores(integers: Tensor, width: int) -> Axes:
     return ax
 
 
-def row(words: Sequence[str], probs: Tensor, limit: float) -> Axes:
+def row(words: Sequence[str], probs: Tensor, limit: float, title: str) -> Axes:
     """One row of attention probabilities; what lies above the limit is orange and becomes a one."""
     _, ax = plt.subplots(figsize=(6.6, 2.5))
     probs = probs.detach().cpu()
@@ -94,6 +94,7 @@ def row(words: Sequence[str], probs: Tensor, limit: float) -> Axes:
     ax.axhline(limit, color=INK, linestyle=MARKS["alpha"], label=f"half of alpha: {limit:.3f}")
     for place, p in enumerate(probs):  # the bits stand in a line of their own, above
         ax.text(place, 1.02, int(p > limit), transform=ax.get_xaxis_transform(), ha="center", fontsize=9)
+    ax.set_title(title, pad=18)
     ax.text(-1.0, 1.02, "bit", transform=ax.get_xaxis_transform(), ha="right", fontsize=9)
     ax.set_xticks(range(len(words)), words, rotation=45, ha="right")
     ax.set(ylabel="probability", ylim=(0, None))
@@ -120,7 +121,8 @@ def heads(
         probs = list(seen.values())[layer][-1].tensor[0, head]
         figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), layout="none")
         figure.subplots_adjust(left=0.08, right=0.93, bottom=0.24, top=0.86, wspace=0.1)  # measuring takes longer
-        for ax, (title, matrix) in zip(axes, {"teacher": soft, "student": probs, "student, bits": used > 0}.items()):
+        shown = {f"teacher, layer {layer}, head {head}": soft, "student": probs, "student, bits": used > 0}
+        for ax, (title, matrix) in zip(axes, shown.items()):
             heatmap(matrix, words if len(words) <= 24 else None, limit=1.0, ax=ax).set_title(title)
         for ax in axes[1:]:
             ax.set(ylabel="", yticks=[])

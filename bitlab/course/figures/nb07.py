@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 from textwrap import fill
 
 import pandas as pd
@@ -71,22 +72,20 @@ def levels_at_change(values: Tensor, scales: Mapping[str, float]) -> list[Axes]:
     return list(axes)
 
 
-def race(live: Mapping[str, float], stored: Mapping[str, Mapping[int, float]], control: str, chance: float) -> list:
-    """Dev accuracy of every way down: on the left those of this notebook, on the right stored ones, a dot a seed.
+def race(budgets: Mapping[str, Mapping[str, Sequence[float]]], control: str, chance: float) -> list:
+    """Dev accuracy of every way down, a panel a budget, a dot a seed.
 
     Args:
-        live: name -> score; the first is the teacher. stored: name -> seed -> score; the first is the baseline.
+        budgets: title -> name -> scores; the first name is the teacher.
     """
-    _, axes = plt.subplots(1, 2, figsize=(9.6, 3.1), width_ratios=(1, 1.15), sharey=True)
-    bars(live, baseline=next(iter(live)), control=control, chance=chance, ax=axes[0])
-    axes[0].set_title("run: one seed")
-    axes[0].set_xticks(range(len(live)), [fill(name, 11) for name in live], fontsize=7)
-    bars({name: [*seeds.values()] for name, seeds in stored.items()}, baseline=next(iter(stored)), ax=axes[1])
-    axes[1].set(title="stored: 400 steps, a dot a seed", ylabel="", ylim=(0, 1.12))
-    axes[1].set_xticks(range(len(stored)), [fill(name, 11) for name in stored], fontsize=7)
-    told = ", ".join(f"{name} {score:.2f}" for name, score in live.items())
-    means = ", ".join(f"{name} {sum(s.values()) / len(s):.2f}" for name, s in stored.items())
-    axes[0].figure.set_label(f"Dev accuracy. Run: {told}. Stored, means over seeds: {means}.")
+    _, axes = plt.subplots(1, len(budgets), figsize=(9.6, 3.1), sharey=True)
+    told = []
+    for ax, (title, ways) in zip(axes, budgets.items()):
+        bars(ways, baseline=next(iter(ways)), control=control, chance=chance, ax=ax)
+        ax.set(title=title, ylabel="dev accuracy" if ax is axes[0] else "", ylim=(0, 1.14))
+        ax.set_xticks(range(len(ways)), [fill(name, 11) for name in ways], fontsize=8)
+        told.append(title + ": " + ", ".join(f"{name} {mean(scores):.2f}" for name, scores in ways.items()))
+    axes[0].figure.set_label(f"Dev accuracy, means over seeds. {'. '.join(told)}.")
     return list(axes)
 
 
