@@ -20,9 +20,7 @@ from bitlab.data.tasks import TASKS
 from bitlab.experiments.prepared import Prepared
 from bitlab.experiments.schedule import StageSettings
 
-LATER = ("00", "04", "05", "06", "07", "11")  # 07 passes, the others were not tried lately
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-NOTEBOOKS = [path for path in NOTEBOOKS if not path.stem.startswith(LATER)]
 ROWS = {"train": 400, "dev": 260}
 STEPS = 4  # of a training, at most
 

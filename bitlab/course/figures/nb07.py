@@ -78,7 +78,7 @@ def race(budgets: Mapping[str, Mapping[str, Sequence[float]]], control: str, cha
     Args:
         budgets: title -> name -> scores; the first name is the teacher.
     """
-    _, axes = plt.subplots(1, len(budgets), figsize=(9.6, 3.1), sharey=True)
+    _, (axes,) = plt.subplots(1, len(budgets), figsize=(9.6, 3.1), sharey=True, squeeze=False)
     told = []
     for ax, (title, ways) in zip(axes, budgets.items()):
         bars(ways, baseline=next(iter(ways)), control=control, chance=chance, ax=ax)
