@@ -32,6 +32,10 @@ def mean_over_processes(x: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
 class Binarizer(nn.Module):
     """What quantizes activations: `codes * scale` of its input, or with `codes=True` the two of them.
 
@@ -224,18 +228,26 @@ class BinaryLinear(nn.Linear):
         return new.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        binarizer, rows = self.input_binarizer, x.reshape(-1, x.shape[-1])
-        in_one_pass = self.weight_bits == 1 and type(binarizer) is ElasticBinarizer and not is_watched(binarizer)
-        if in_one_pass and trains_on_int8(rows, self.weight, binarizer.bits):
-            binarizer.start(x)
-            by = binarizer.alpha, binarizer.beta, binarizer.bits, binarizer.signed
-            return binary_linear(rows, self.weight, self.bias, *by).view(*x.shape[:-1], self.out_features)
-        codes, scale = binarizer(x, codes=True)
+        if self._trains_in_one_pass(x):
+            return self._in_one_pass(x)
+        bits, (codes, scale) = self.input_binarizer.bits, self.input_binarizer(x, codes=True)
         if self.weight_bits == 32:
-            return F.linear(codes * scale if binarizer.bits != 32 else x, self.weight, self.bias)
+            return F.linear(codes * scale if bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)
-        product = code_product(codes.view(rows.shape), signs.t(), binarizer.bits).view(*x.shape[:-1], self.out_features)
+        product = code_product(_rows(codes), signs.t(), bits).view(*x.shape[:-1], self.out_features)
         return product * (scale * m) if self.bias is None else torch.addcmul(self.bias, product, scale * m)
+
+    def _trains_in_one_pass(self, x: Tensor) -> bool:
+        binarizer = self.input_binarizer
+        plain = self.weight_bits == 1 and type(binarizer) is ElasticBinarizer and not is_watched(binarizer)
+        return plain and trains_on_int8(_rows(x), self.weight, binarizer.bits)
+
+    def _in_one_pass(self, x: Tensor) -> Tensor:
+        """The same, with the same gradients, as one operation: a training step's memory traffic is most of it."""
+        binarizer = self.input_binarizer
+        binarizer.start(x)
+        by = binarizer.alpha, binarizer.beta, binarizer.bits, binarizer.signed
+        return binary_linear(_rows(x), self.weight, self.bias, *by).view(*x.shape[:-1], self.out_features)
 
     def set_weight_bits(self, bits: int) -> None:
         """Change the precision of the weights in place; the latent weights stay."""
