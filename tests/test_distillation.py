@@ -1,6 +1,7 @@
 """The losses against formulas in numpy, and what DistillationTrainer does with them."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -679,6 +680,22 @@ def test_a_long_training_compiles_smaller_formulas(tmp_path):
 class Stop(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = True
+
+
+def test_the_word_tables_gradient_is_that_of_the_batchs_rows(tmp_path, monkeypatch):
+    """Whatever is trained comes out as with a gradient for the whole table."""
+    seen, results = [], []
+    for sparse in (True, False):
+        if not sparse:
+            monkeypatch.setattr("bitlab.distillation.trainer.sparse_rows", lambda embedding: nullcontext())
+        made = trainer(tmp_path / str(sparse), student(), tiny(), max_steps=3)
+        words = made.model.get_input_embeddings()
+        words.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.is_sparse))
+        results.append((losses(made), words.weight.detach().clone()))
+        assert not words.sparse and words.weight.grad is None
+    assert seen == [True] * 3 + [False] * 3
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1])
 
 
 def test_several_teachers_are_averaged(tmp_path):

@@ -1,6 +1,7 @@
 """Which parameter gets which learning rate and decay, and the released program's optimizer step by step."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tiny_models import binarizers, tiny
 from torch import nn
 
 from bitlab import BitConfig, binarize, set_precision
-from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups
+from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups, sparse_rows
 
 
 def groups_of(model, **options):
@@ -140,3 +141,41 @@ def test_clipping_in_the_step_is_clipping_before_it(size):
         torch.testing.assert_close(optimizer.clip(1.0), nn.utils.clip_grad_norm_(theirs, 1.0))
         optimizer.step(), plain.step()
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("clips", [True, False])
+def test_a_sparse_gradient_moves_every_number_as_a_dense_one(clips):
+    """Rows looked up now, rows looked up before, which momentum moves on, and rows never looked up, which decay."""
+    torch.manual_seed(0)
+    ours = nn.Embedding(9, 4)
+    theirs = copy.deepcopy(ours)
+    optimizer, plain = (ClippingAdamW(table.parameters(), lr=0.1, weight_decay=0.1) for table in (ours, theirs))
+    for ids in ([1, 1, 2], [3, 2, 3], [1, 4, 4], [4]):
+        for table in (ours, theirs):
+            with sparse_rows(table) if table is ours else nullcontext():
+                rows = table(torch.tensor(ids))
+            (rows * torch.arange(1.0, 1 + len(ids))[:, None]).square().sum().backward()
+        assert ours.weight.grad.is_sparse and not theirs.weight.grad.is_sparse
+        if clips:
+            torch.testing.assert_close(optimizer.clip(1.0), plain.clip(1.0))
+        optimizer.step(), plain.step()
+        torch.testing.assert_close(ours.weight, theirs.weight)
+        optimizer.zero_grad(), plain.zero_grad()
+    assert not ours.sparse
+
+
+def test_a_sparse_gradient_reaches_the_optimizer_out_of_a_closure_and_out_of_two_backwards():
+    ours = nn.Embedding(5, 2)
+    theirs = copy.deepcopy(ours)
+    optimizer, plain = (ClippingAdamW(table.parameters(), lr=0.1) for table in (ours, theirs))
+
+    def loss(table):
+        with sparse_rows(table) if table is ours else nullcontext():
+            for ids in ([1, 2], [2, 3]):
+                table(torch.tensor(ids)).square().sum().backward()
+        return torch.zeros(())
+
+    for _ in range(2):
+        optimizer.zero_grad(), plain.zero_grad()
+        optimizer.step(lambda: loss(ours)), plain.step(lambda: loss(theirs))
+        torch.testing.assert_close(ours.weight, theirs.weight)

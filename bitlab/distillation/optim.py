@@ -1,5 +1,7 @@
 """What the optimizer does with each parameter, and the released program's optimizer for comparison."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -35,23 +37,65 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.01, al
 
 
 class ClippingAdamW(torch.optim.AdamW):
-    """torch's fused AdamW, which also clips the gradient: in the pass in which it reads it, not in two of its own."""
+    """torch's fused AdamW, which also clips the gradient: in the pass in which it reads it, not in two of its own.
+
+    A sparse gradient (of an embedding, see `sparse_rows`) is laid into a dense one that is kept and holds zeros
+    elsewhere, so that every number moves as with a dense gradient.
+    """
 
     def __init__(self, params, **options):
         super().__init__(params, fused=True, **options)
+        self._tables: dict[Tensor, Tensor] = {}  # parameter -> its dense gradient, zero but for
+        self._rows: dict[Tensor, Tensor] = {}  # these rows
+
+    def _grads(self) -> list[Tensor]:
+        """All gradients; in the place of a sparse one its values, while it becomes dense."""
+        learning = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return [self._opened(p) if p.grad.is_sparse else p.grad for p in learning]
+
+    def _opened(self, p: Tensor) -> Tensor:
+        grad = p.grad.coalesce()
+        if p not in self._tables:
+            self._tables[p] = torch.zeros_like(p)
+        self._clear(p)
+        self._rows[p] = grad.indices()[0]
+        p.grad = self._tables[p].index_copy_(0, self._rows[p], grad.values())
+        return grad.values()
+
+    def _clear(self, p: Tensor) -> None:
+        if p in self._rows:
+            self._tables[p].index_fill_(0, self._rows.pop(p), 0.0)
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
         """Let the next step divide the gradient by `max(1, norm / max_norm)`; returns its norm, over all tensors."""
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        norm = nn.utils.get_total_norm(self._grads())
         self.grad_scale = (norm / max_norm).clamp_min(1.0).float()
         return norm
 
+    @torch.no_grad()
     def step(self, closure=None):
-        loss = super().step(closure)
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        self._grads()
+        super().step()
         self.grad_scale = None
+        for p in [*self._rows]:
+            self._clear(p)
+            p.grad = None
         return loss
+
+
+@contextmanager
+def sparse_rows(embedding: nn.Embedding):
+    """While the block runs, the gradient of an embedding is that of the rows that were looked up, and nothing else.
+
+    A dense one is a table of zeros, which to write takes longer than the rest of the embedding's backward.
+    """
+    before, embedding.sparse = embedding.sparse, True
+    try:
+        yield
+    finally:
+        embedding.sparse = before
 
 
 class AdamWithoutCorrection(torch.optim.Optimizer):

@@ -29,7 +29,7 @@ from bitlab.distillation.checks import (
     diverged,
 )
 from bitlab.distillation.losses import distillation_loss
-from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups
+from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups, sparse_rows
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.distillation.teacher_outputs import (
     MEMORY,
@@ -165,7 +165,7 @@ class DistillationTrainer(Trainer):
             inputs = {"attention_mask": padding_mask(inputs), **inputs}  # from before the padding
             inputs = {name: self._as_long_as_the_others(name, value) for name, value in inputs.items()}
         long = self.state.max_steps >= LONG
-        with compiled.worth_it_from(SMALL) if long else nullcontext():
+        with compiled.worth_it_from(SMALL) if long else nullcontext(), self._sparse_words(model):
             loss = super().training_step(model, inputs, *args, **kwargs)
         if not loss.isfinite():
             raise diverged(f"the loss of step {self.state.global_step + 1} is {loss.item()}", self._slower())
@@ -256,12 +256,24 @@ class DistillationTrainer(Trainer):
                 self.optimizer = ClippingAdamW(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
-    def _clip_grad_norm(self, model):
+    def _clipping_optimizer(self) -> ClippingAdamW | None:
+        """Ours, where the gradients reach it as the backward made them."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside accelerate's
         whole = self.accelerator.scaler is None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
-        if whole and isinstance(optimizer, ClippingAdamW):
+        return optimizer if whole and isinstance(optimizer, ClippingAdamW) else None
+
+    def _clip_grad_norm(self, model):
+        if optimizer := self._clipping_optimizer():
             return optimizer.clip(self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
+
+    def _sparse_words(self, model):
+        """Let the word table's gradient be the rows of the batch's words: on a CPU, where zeros are dear to write."""
+        words = self.model.get_input_embeddings()
+        alone = self.args.world_size == 1 and words.weight.device.type == "cpu" and not self.args.torch_compile
+        clips = self.args.max_grad_norm and self._clipping_optimizer()  # else others take the gradient's norm
+        takes_rows = alone and clips and isinstance(words, nn.Embedding)
+        return sparse_rows(words) if takes_rows else nullcontext()
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
