@@ -48,10 +48,12 @@ class ClippingAdamW(torch.optim.AdamW):
         self._tables: dict[Tensor, Tensor] = {}  # parameter -> its dense gradient, zero but for
         self._rows: dict[Tensor, Tensor] = {}  # these rows
 
+    def _learning(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
     def _grads(self) -> list[Tensor]:
         """All gradients; in the place of a sparse one its values, while it becomes dense."""
-        learning = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return [self._opened(p) if p.grad.is_sparse else p.grad for p in learning]
+        return [self._opened(p) if p.grad.is_sparse else p.grad for p in self._learning()]
 
     def _opened(self, p: Tensor) -> Tensor:
         grad = p.grad.coalesce()
@@ -68,9 +70,14 @@ class ClippingAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
-        """Let the next step divide the gradient by `max(1, norm / max_norm)`; returns its norm, over all tensors."""
+        """Let the next step divide the gradient by `max(1, (norm + 1e-6) / max_norm)`; returns the norm of it all."""
         norm = nn.utils.get_total_norm(self._grads())
-        self.grad_scale = (norm / max_norm).clamp_min(1.0).float()
+        scale = ((norm + 1e-6) / max_norm).clamp_min(1.0)  # as torch clips
+        if scale.dtype == torch.float64:  # which the fused step would round to float32
+            for p in self._learning():
+                p.grad /= scale
+        else:
+            self.grad_scale = scale.float()
         return norm
 
     @torch.no_grad()
