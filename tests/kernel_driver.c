@@ -100,9 +100,11 @@ static Linear random_linear(long inputs, long outputs)
 static float encoder(int kernel)
 {
     long heads = 1 + below(3), width = heads * (1 + below(heads > 1 ? 20 : 70)), inner = 1 + below(70);
-    long batch = below(3), length = below(heads > 2 ? 70 : 20), tokens = batch * length, bits = 1 << below(4);
+    int many = !below(4); /* so many that two threads or three share the examples */
+    long batch = many ? 130 + below(9) : below(3), length = below(many ? 4 : heads > 2 ? 70 : 20);
+    long tokens = batch * length, bits = 1 << below(4), threads = 1 + below(3);
     int whole = (int)below(2); /* a mask for every head and query, or one for keys */
-    Sizes n = {batch, length, width, heads, inner, bits, kernel, 1, 16, 1, length, 0, 0, .125f, 1e-5f};
+    Sizes n = {batch, length, width, heads, inner, bits, kernel, threads, 16, 1, length, 0, 0, .125f, 1e-5f};
     Layer layers[2];
     for (int i = 0; i < 2; i++) {
         Layer *l = layers + i;

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from bitlab import BitConfig, BitlabError, binarize, set_precision
+from bitlab.compiled import torch_threads
 from bitlab.packed import backends, checkpoint, is_fused, load_packed, pack, save_packed
 from bitlab.packed.encoder import FusedLayer
 from bitlab.packed.layers import PackedEmbedding, PackedLinear
@@ -123,13 +124,23 @@ def test_independent_of_padding_batch_and_threads():
     torch.testing.assert_close(outputs(packed, **padded)[0][2:3], alone, atol=1e-6, rtol=1e-6)
     hidden = outputs(packed.base_model, **padded)[0][2, :9]
     equal([hidden], [outputs(packed.base_model, **one)[0][0]])
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
             equal([outputs(packed.base_model, **padded)[0][2, :9]], [hidden])
-    finally:
-        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kernel", backends.COMPILED)
+def test_threads_that_share_the_examples_find_the_same(kernel):
+    """Groups of 42 examples: two threads and three, 130 examples long, have one each and more."""
+    if kernel not in backends.available():
+        pytest.skip("not on this processor")
+    packed, many = pack(binary("bert")).base_model, batch(size=130, length=3)
+    many["attention_mask"][::2, 2] = 0
+    with backends.use(kernel), torch_threads(1):
+        (alone, *_) = outputs(packed, **many)
+    for threads in (2, 3):
+        with backends.use(kernel), torch_threads(threads):
+            equal([outputs(packed, **many)[0]], [alone])
 
 
 # ------------------------------------------------------------------------------------------ whatever it is given

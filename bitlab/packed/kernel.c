@@ -130,6 +130,9 @@ static size_t own_scratch(const Plan *plan, const Sizes *n, int encoder, Scratch
     return arena.used;
 }
 
+/* So many examples make enough rows for what opening the weights costs. */
+static long group_of(const Sizes *n) { return n->length && GROUP / n->length > 1 ? GROUP / n->length : 1; }
+
 /* Lays the memory out; only adds up its size if memory is NULL. */
 static Plan make_plan(const Sizes *n, int encoder, void *memory)
 {
@@ -137,8 +140,7 @@ static Plan make_plan(const Sizes *n, int encoder, void *memory)
     Arena arena = {memory, 0};
     Scratch s;
     if (encoder) {
-        plan.group = n->length && GROUP / n->length > 1 ? GROUP / n->length : 1;
-        plan.group = plan.group < n->batch ? plan.group : n->batch;
+        plan.group = group_of(n) < n->batch ? group_of(n) : n->batch;
         take_encoder(&arena, &plan, n);
     } else {
         plan.group = n->length < GROUP ? n->length : GROUP;
@@ -318,8 +320,26 @@ static void end(const Sizes *n, const State *before)
     (void)n, (void)before;
 }
 
+/* Whether there are groups of examples for every thread: each takes its share through all layers, and waits for none. */
+static int is_shared(const Sizes *n) { return n->threads > 1 && n->batch >= n->threads * group_of(n); }
+
+static Sizes share_of(const Sizes *n)
+{
+    Sizes share = *n;
+    share.threads = 1;
+    share.batch = ceil_div(n->batch, n->threads);
+    return share;
+}
+
 /* Bytes that bitlab_encoder (or bitlab_linear) needs for these sizes; BAD_SIZES if they make no sense. */
-int64_t bitlab_room(const Sizes *n, int encoder) { return sane(n) ? (int64_t)make_plan(n, encoder, NULL).size : BAD_SIZES; }
+int64_t bitlab_room(const Sizes *n, int encoder)
+{
+    if (!sane(n))
+        return BAD_SIZES;
+    const Sizes share = share_of(n);
+    int shared = encoder && is_shared(n);
+    return (int64_t)make_plan(shared ? &share : n, encoder, NULL).size * (shared ? n->threads : 1);
+}
 
 /* An encoder's layers over x [batch][length][width], in place. mask: additive, see Sizes, or NULL. memory: `room`
  * bytes, 64-byte aligned. Returns DONE, or NO_NUMBER if codes would have to say so (x is spoilt then), or BAD_SIZES. */
@@ -331,6 +351,18 @@ int bitlab_encoder(const Layer *layers, long count, const Sizes *n, float *x, co
         return BAD_SIZES;
     if (!n->batch || !n->length)
         return DONE;
+    int none = 0;
+    if (is_shared(n)) {
+#pragma omp parallel for num_threads((int)n->threads) schedule(static) reduction(| : none)
+        for (long thread = 0; thread < n->threads; thread++) {
+            Sizes share = share_of(n);
+            long first = thread * share.batch, left = n->batch > first ? n->batch - first : 0, each = needed / n->threads;
+            share.batch = left < share.batch ? left : share.batch;
+            none |= bitlab_encoder(layers, count, &share, x + first * n->length * n->width,
+                                   mask ? mask + first * n->mask_example : NULL, (char *)memory + thread * each, each);
+        }
+        return none;
+    }
     const Plan plan = make_plan(n, 1, memory);
     const Codes *context = &plan.context, *inner = &plan.inner; /* the padding of their rows is the code 0 */
     long rows = rounded(plan.group * n->length, LANES);
@@ -338,7 +370,6 @@ int bitlab_encoder(const Layer *layers, long count, const Sizes *n, float *x, co
     memset(inner->codes, 0, (size_t)(rows * inner->width * STEP));
     for (long i = 0; i < plan.group * n->length; i++)
         plan.place[i] = (int32_t)(i / n->length * rounded(n->length, TALL) + i % n->length);
-    int none = 0;
 #pragma omp parallel num_threads((int)n->threads) if (n->threads > 1) reduction(| : none)
     {
         Scratch mine;
