@@ -182,7 +182,7 @@ def _name(contender: str) -> str:
 
 
 def stored_speeds(what: str) -> dict[str, list[dict]]:
-    """Stored benches of an encoder with engines beside ours: a title that names the processor -> its rows.
+    """Stored benches of an encoder with engines beside ours, on one thread: a title that names the processor -> rows.
 
     Args:
         what: how the bench names it, "12 layers, length 128, batch 1".
@@ -190,7 +190,8 @@ def stored_speeds(what: str) -> dict[str, list[dict]]:
     found = {}
     for path in sorted((results.SHIPPED / "speed").glob("*.json")):
         bench = read_json(path) or {}
-        rows = [row for row in bench.get("rows", ()) if row.get("what") == what]
+        alone = bench.get("machine", {}).get("threads") == 1
+        rows = [row for row in bench.get("rows", ()) if alone and row.get("what") == what]
         if any("int8" in row["contender"] and not row["contender"].startswith(OURS) for row in rows):
             found[f"{rows[0]['processor'].split(' (')[0]} ({bench['kernel']['name']}), {what}"] = rows
     return found
