@@ -230,7 +230,8 @@ class BinaryLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self._trains_in_one_pass(x):
             return self._in_one_pass(x)
-        bits, (codes, scale) = self.input_binarizer.bits, self.input_binarizer(x, codes=True)
+        codes, scale = self.input_binarizer(x, codes=True)
+        bits = self.input_binarizer.bits
         if self.weight_bits == 32:
             return F.linear(codes * scale if bits != 32 else x, self.weight, self.bias)
         signs, m = weight_codes(self.weight)

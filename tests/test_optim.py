@@ -180,3 +180,15 @@ def test_a_sparse_gradient_reaches_the_optimizer_out_of_a_closure_and_out_of_two
         optimizer.zero_grad(), plain.zero_grad()
         optimizer.step(lambda: loss(ours)), plain.step(lambda: loss(theirs))
         torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_a_copy_steps_on():
+    table = nn.Embedding(5, 2)
+    with sparse_rows(table):
+        loss = table(torch.tensor([1, 1])).sum()
+    loss.backward()
+    copied = copy.deepcopy(ClippingAdamW(table.parameters(), lr=0.1))
+    (weight,) = copied.param_groups[0]["params"]
+    before, weight.grad = weight.detach().clone(), table.weight.grad.clone()
+    copied.step()
+    assert weight.grad is None and (weight != before).any(1).tolist() == [True] * 5  # the others decay

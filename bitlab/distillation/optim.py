@@ -45,8 +45,11 @@ class ClippingAdamW(torch.optim.AdamW):
 
     def __init__(self, params, **options):
         super().__init__(params, fused=True, **options)
-        self._tables: dict[Tensor, Tensor] = {}  # parameter -> its dense gradient, zero but for
-        self._rows: dict[Tensor, Tensor] = {}  # these rows
+        self._tables = {}  # parameter -> its dense gradient, and the rows in which that is not zero
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._tables = {}  # which no copy takes along
 
     def _learning(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -57,16 +60,11 @@ class ClippingAdamW(torch.optim.AdamW):
 
     def _opened(self, p: Tensor) -> Tensor:
         grad = p.grad.coalesce()
-        if p not in self._tables:
-            self._tables[p] = torch.zeros_like(p)
-        self._clear(p)
-        self._rows[p] = grad.indices()[0]
-        p.grad = self._tables[p].index_copy_(0, self._rows[p], grad.values())
+        rows = grad.indices()[0]
+        table, before = self._tables[p] if p in self._tables else (torch.zeros_like(p), rows)
+        p.grad = table.index_fill_(0, before, 0.0).index_copy_(0, rows, grad.values())
+        self._tables[p] = table, rows
         return grad.values()
-
-    def _clear(self, p: Tensor) -> None:
-        if p in self._rows:
-            self._tables[p].index_fill_(0, self._rows.pop(p), 0.0)
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
@@ -86,9 +84,9 @@ class ClippingAdamW(torch.optim.AdamW):
         self._grads()
         super().step()
         self.grad_scale = None
-        for p in [*self._rows]:
-            self._clear(p)
-            p.grad = None
+        for p, (table, _) in self._tables.items():
+            if p.grad is table:
+                p.grad = None  # or the next backward would add to it
         return loss
 
 

@@ -165,7 +165,7 @@ class DistillationTrainer(Trainer):
             inputs = {"attention_mask": padding_mask(inputs), **inputs}  # from before the padding
             inputs = {name: self._as_long_as_the_others(name, value) for name, value in inputs.items()}
         long = self.state.max_steps >= LONG
-        with compiled.worth_it_from(SMALL) if long else nullcontext(), self._sparse_words(model):
+        with compiled.worth_it_from(SMALL) if long else nullcontext(), self._sparse_words():
             loss = super().training_step(model, inputs, *args, **kwargs)
         if not loss.isfinite():
             raise diverged(f"the loss of step {self.state.global_step + 1} is {loss.item()}", self._slower())
@@ -267,13 +267,13 @@ class DistillationTrainer(Trainer):
             return optimizer.clip(self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
 
-    def _sparse_words(self, model):
+    def _sparse_words(self):
         """Let the word table's gradient be the rows of the batch's words: on a CPU, where zeros are dear to write."""
         words = self.model.get_input_embeddings()
-        alone = self.args.world_size == 1 and words.weight.device.type == "cpu" and not self.args.torch_compile
+        here = isinstance(words, nn.Embedding) and words.weight.device.type == "cpu"
+        alone = self.args.world_size == 1 and not self.args.torch_compile
         clips = self.args.max_grad_norm and self._clipping_optimizer()  # else others take the gradient's norm
-        takes_rows = alone and clips and isinstance(words, nn.Embedding)
-        return sparse_rows(words) if takes_rows else nullcontext()
+        return sparse_rows(words) if here and alone and clips else nullcontext()
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
