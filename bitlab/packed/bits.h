@@ -147,6 +147,13 @@ static void open_words(const uint8_t *weight, long bytes, long count, const Plan
         words[p->width / WORD * LANES + l] &= ((uint32_t)1 << p->width % WORD) - 1;
 }
 
+/* One row's sums: (what is there, if it adds) + each * found + ones. No pointer may be another's: then it is vectors. */
+ALWAYS void add_plane(const int32_t *restrict found, int32_t each, int32_t ones, int adds, int32_t *restrict c)
+{
+    for (int l = 0; l < LANES; l++)
+        c[l] = (adds ? c[l] : 0) + each * found[l] + ones;
+}
+
 /* c[r][n] = sum over k of row r times weight n, for up to 32 rows. */
 static void multiply_planes(const Planes *p, long row, long count, const uint32_t *words, int32_t c[LANES][LANES])
 {
@@ -157,9 +164,9 @@ static void multiply_planes(const Planes *p, long row, long count, const uint32_
             int32_t value = p->is_signed && !p->sign && plane == p->planes - 1 ? -(1 << plane) : 1 << plane;
             (p->sign ? tile_xor : tile_and)(p->words + at * p->stride, p->stride, words, p->stride, found);
             for (int t = 0; t < TILE && r + t < count; t++)
-                for (int l = 0; l < LANES; l++) {
-                    int32_t dot = p->sign ? (int32_t)p->width - 2 * found[t][l] : 2 * found[t][l] - p->ones[at + t];
-                    c[r + t][l] = (plane ? c[r + t][l] : 0) + value * dot;
-                }
+                if (p->sign)
+                    add_plane(found[t], -2, (int32_t)p->width, 0, c[r + t]);
+                else
+                    add_plane(found[t], 2 * value, -value * p->ones[at + t], plane > 0, c[r + t]);
         }
 }
