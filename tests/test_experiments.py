@@ -410,7 +410,17 @@ def test_the_best_of_ten_dev_evaluations(tmp_path):
     found = [entry["eval_score"] for entry in log if "eval_score" in entry]
     assert len(found) == 10 and len(set(found)) > 1
     assert result["stages"][1]["score"] == pytest.approx(max(found), abs=0.02)  # another precision: one of 64 rows
-    assert result["config"]["selection"] == "best"
+    assert result["config"]["selection"] == "best" and result["stages"][1]["best"] == max(found)
+
+
+def test_the_best_score_is_told_beside_the_last_one(tmp_path):
+    result = go(tmp_path / "run", schedule="W1A1", selection="both", max_steps=10, learning_rate=5e-3, dropout=0.0)
+    log = json.loads((tmp_path / "run" / "W1A1" / "log.json").read_text())
+    found = [entry["eval_score"] for entry in log if "eval_score" in entry]
+    stage = bitlab.results.frame([result]).iloc[1]
+    assert len(found) == 10 and stage.best == max(found) > min(found)
+    assert stage.score == pytest.approx(found[-1], abs=0.02)  # another precision: one of 64 rows
+    assert stage.options == "dropout 0.0"
 
 
 def spied(monkeypatch, alpha=0.5):

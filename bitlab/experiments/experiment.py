@@ -77,7 +77,11 @@ class Experiment:
         choices=("previous", "full", "both"),
         default_words="the method's; for bit previous",
     )
-    selection: str = option("last", "dev is used once, or ten times to keep the best model", choices=("last", "best"))
+    selection: str = option(
+        "last",
+        "dev is used once, or ten times: to tell the best score beside the last one, or to keep the best model",
+        choices=("last", "both", "best"),
+    )
     logit_weight: float = option(1.0, "of the answers in the loss", **WEIGHT)
     hidden_weight: float = option(1.0, "of the hidden states in the loss", **WEIGHT)
     relative_hidden: bool = option(False, "hidden states count alike: errors over the variance of the teacher's")

@@ -198,6 +198,8 @@ class _Stages:
             tests = self.data.encoded_tests(math.inf if self.experiment.preset == "full" else QUICK_TEST)
             predictions |= self.data.files(predict(model, self.data, tests)) if tests else {}
         record = {"score": score, "metrics": metrics, "steps": trained.steps, "seconds": seconds}
+        if scores := [entry["eval_score"] for entry in trained.log if "eval_score" in entry]:
+            record["best"] = max(scores)
         record = {"precision": precision} | record
         more = predictions | self._card(model, number, record)
         save(model, record=record, log=trained.log, training=training, more=more)
@@ -241,7 +243,8 @@ class _Stages:
                 steps=share.steps(len(data.train)),  # of an augmented table too
                 seed=seed,
                 title=precision,
-                best_on=data if experiment.selection == "best" and last else None,
+                watched=data if experiment.selection != "last" and last else None,
+                keeps_best=experiment.selection == "best",
                 report=self.report,
                 **options,
             )

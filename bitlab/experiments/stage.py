@@ -58,7 +58,8 @@ def train_stage(
     steps: int | None = None,
     seed: int = 0,
     title: str | None = None,
-    best_on: Prepared | None = None,
+    watched: Prepared | None = None,
+    keeps_best: bool = False,
     report: Callable[[str], None] = print,
     **trainer_options,
 ) -> Trained:
@@ -70,20 +71,21 @@ def train_stage(
         steps: of the optimizer; as `settings` has them for `rows` if None.
         title: of the progress shown; None for none.
         report: where progress goes, one line for each tenth, if standard error is no terminal.
-        best_on: evaluate on this data's first dev split ten times, and end with the best model.
+        watched: evaluate on this data's first dev split ten times; the log tells the scores.
+        keeps_best: end with the best model of these.
         trainer_options: see `DistillationTrainer`.
     """
     steps = steps or settings.steps(len(rows))
     checkpoint, earlier = _last_whole_checkpoint(folder, steps) if folder else (None, 0.0)
     options = {}
-    if best_on:
-        dev, *_ = best_on.evaluations
-        score = lambda p: {"score": best_on.score(best_on.metrics({dev: p.predictions}))}  # noqa: E731
-        options = {"eval_dataset": best_on.evaluations[dev], "compute_metrics": score}
+    if watched:
+        dev, *_ = watched.evaluations
+        score = lambda p: {"score": watched.score(watched.metrics({dev: p.predictions}))}  # noqa: E731
+        options = {"eval_dataset": watched.evaluations[dev], "compute_metrics": score}
     trainer = DistillationTrainer(
         model,
         teachers,
-        _training_arguments(settings, folder, seed, steps, best_on is not None),
+        _training_arguments(settings, folder, seed, steps, watched is not None, keeps_best),
         train_dataset=rows,
         data_collator=collate,
         alpha_learning_rate=settings.alpha_learning_rate,
@@ -122,12 +124,12 @@ def arguments(folder: Path | None = None, **options) -> TrainingArguments:
 
 
 def _training_arguments(
-    settings: StageSettings, folder: Path | None, seed: int, steps: int, best: bool
+    settings: StageSettings, folder: Path | None, seed: int, steps: int, watched: bool, best: bool
 ) -> TrainingArguments:
     """One training's; checkpoints are written about ten times, or every 25 steps."""
     every = max(1, steps // DEV_EVALUATIONS)
-    choose = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True}
-    saving = {"save_steps": every if best else max(25, every), "save_total_limit": 2}
+    watching = {"eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": "score"}
+    saving = {"save_steps": every if watched else max(25, every), "save_total_limit": 2}
     count = processes().num_processes
     if settings.batch_size % count:
         raise BitlabError(f"a batch of {settings.batch_size} can't be shared by {count} processes evenly")
@@ -145,7 +147,7 @@ def _training_arguments(
         logging_steps=max(1, steps // 50),
         report_to=["tensorboard"] if folder and is_tensorboard_available() else [],
         **(saving if folder else {"save_strategy": "no"}),
-        **({**choose, "metric_for_best_model": "score"} if best else {}),
+        **({**watching, "load_best_model_at_end": best} if watched else {}),
     )
 
 

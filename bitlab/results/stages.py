@@ -17,7 +17,7 @@ from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 RUN = ["name", "task", "method", "model", "data", "seed", "schedule"]
 METRICS = sorted({name for task in (*TASKS.values(), SQUAD) for name in task.metrics} | {"accuracy_mismatched"})
 SETTINGS = ["epochs", "batch_size", "learning_rate", "alpha_learning_rate"]
-COLUMNS = [*RUN, "path", "precision", "given", "score", *METRICS, "steps", "seconds", "total_steps", "total_seconds"]
+COLUMNS = [*RUN, "path", "precision", "given", "score", "best", *METRICS, "steps", "seconds", "total_steps", "total_seconds"]
 COLUMNS += ["seen", *SETTINGS, "mib", "gflops", "options", "budget", "recipe", "machine", "trained", "curve"]
 COLUMNS += ["preset", "train_examples", "max_steps"]
 DEFAULTS = {option.name: option.default for option in fields(Experiment)}
@@ -41,7 +41,8 @@ def frame(results: Iterable[dict]) -> pd.DataFrame:
         - name, task, method, model, data, seed, schedule: the run's.
         - path, precision: of the stage; its path is its schedule so far, "W32A32 -> W1A2".
         - given: whether the stage is a teacher that was given, not trained by this run.
-        - score and one column a metric (accuracy, f1, ...), as fractions; NaN where a task has no such metric.
+        - score, that of the last step (with the selection "best": of the model that was kept); best, the best of ten
+          on dev where they were taken; one column a metric (accuracy, f1, ...). Fractions; NaN where there is none.
         - steps, seconds: of this stage. total_steps, total_seconds, seen: of all distillation stages so far (the
           full-precision model's own in its row); seen counts examples.
         - epochs, batch_size, learning_rate, alpha_learning_rate: as the stage was trained.
@@ -88,6 +89,7 @@ def _stage(result: dict, path: tuple[str, ...]) -> dict:
         "precision": path[-1],
         "given": given,
         "score": float(stage["score"]),
+        "best": float(stage.get("best", "nan")),
         **_metrics(stage, config),
         "steps": int(stage["steps"]),
         "seconds": float(stage["seconds"]),
@@ -138,6 +140,7 @@ def _options(result: dict, path: tuple[str, ...]) -> str:
     usual = DEFAULTS | {"stage_teacher": get_recipe(result["method"]).stage_teacher}
     unusual = {name: value for name, value in config.items() if name not in (*TOLD, *idle)}
     unusual = {name: value for name, value in unusual.items() if value not in (usual.get(name), None)}
+    unusual = {name: value for name, value in unusual.items() if (name, value) != ("selection", "both")}  # ends the same
     # a switch that is on is told by its name
     words = [f"{name.replace('_', ' ')} {'' if value is True else value}".strip() for name, value in unusual.items()]
     return ", ".join(words + ["augmented"] * bool(config.get("augment")))

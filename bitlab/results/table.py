@@ -225,6 +225,7 @@ def _task_note(task: str, runs: pd.DataFrame) -> str:
     metrics = list(get_task(task).metrics)
     if len(metrics) > 1 and task != "squad":
         words += [f"{name} {100 * mean:.1f}" for name, mean in runs[metrics].mean().items()]
+    words += [f"best of ten {100 * runs.best.mean():.1f}"] if runs.best.notna().all() else []
     return f"{get_task(task).title} {', '.join(words)}"
 
 
