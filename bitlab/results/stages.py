@@ -17,9 +17,9 @@ from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 RUN = ["name", "task", "method", "model", "data", "seed", "schedule"]
 METRICS = sorted({name for task in (*TASKS.values(), SQUAD) for name in task.metrics} | {"accuracy_mismatched"})
 SETTINGS = ["epochs", "batch_size", "learning_rate", "alpha_learning_rate"]
-COLUMNS = [*RUN, "path", "precision", "given", "score", "best", *METRICS, "steps", "seconds", "total_steps", "total_seconds"]
-COLUMNS += ["seen", *SETTINGS, "mib", "gflops", "options", "budget", "recipe", "machine", "trained", "curve"]
-COLUMNS += ["preset", "train_examples", "max_steps"]
+COLUMNS = [*RUN, "path", "precision", "given", "score", "best", *METRICS, "steps", "seconds", "total_steps"]
+COLUMNS += ["total_seconds", "seen", *SETTINGS, "mib", "gflops", "options", "budget", "recipe", "machine", "trained"]
+COLUMNS += ["curve", "preset", "train_examples", "max_steps"]
 DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 USUAL = {option.name: option.default for option in fields(StageSettings)}
 WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
