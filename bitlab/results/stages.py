@@ -140,7 +140,7 @@ def _options(result: dict, path: tuple[str, ...]) -> str:
     usual = DEFAULTS | {"stage_teacher": get_recipe(result["method"]).stage_teacher}
     unusual = {name: value for name, value in config.items() if name not in (*TOLD, *idle)}
     unusual = {name: value for name, value in unusual.items() if value not in (usual.get(name), None)}
-    unusual = {name: value for name, value in unusual.items() if (name, value) != ("selection", "both")}  # ends the same
+    unusual = {name: value for name, value in unusual.items() if (name, value) != ("selection", "both")}
     # a switch that is on is told by its name
     words = [f"{name.replace('_', ' ')} {'' if value is True else value}".strip() for name, value in unusual.items()]
     return ", ".join(words + ["augmented"] * bool(config.get("augment")))
