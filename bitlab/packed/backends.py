@@ -5,6 +5,7 @@
     tiles      AMX tiles, weights opened to bytes in the cache
     bytes      dot products of bytes: AVX-512 VNNI, or what the compiler finds
     popcount   XOR or AND and popcount on bits
+    lookup     sums of four codes, looked up by four bits of weights; codes of 8 bits by bytes
     int8       torch._int_mm, layer by layer
     float      float products, layer by layer: the reference
 
@@ -28,7 +29,7 @@ from bitlab.errors import BitlabError
 from bitlab.packed import kernel
 
 VARIABLE = "BITLAB_KERNEL"
-COMPILED = ("tiles", "bytes", "popcount")  # numbered as in kernel.c
+COMPILED = ("tiles", "bytes", "popcount", "lookup")  # numbered as in kernel.c
 NAMES = ("c", *COMPILED, "int8", "float")
 FEW_TOKENS = 16  # up to so many, opening weights for tiles costs more than it saves
 NO_NUMBER = 1
@@ -42,14 +43,18 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, name: str = ""):
         self.library, self.name = library, name
         self.found = [name for i, name in enumerate(COMPILED) if library.bitlab_has_kernel(i)]
+        # the most bits that planes are counted at: none where a processor counts one word at a time, but looks up
+        self.planes = 2 if library.bitlab_limit_bits(1, 1) or "lookup" not in self.found else 0
 
     def number(self, bits: int, tokens: int) -> int:
         """Which kernel multiplies codes of so many bits, for so many tokens."""
         if self.name:
-            return COMPILED.index(self.name)
+            return COMPILED.index("bytes" if self.name == "lookup" and bits > 4 else self.name)
         if "tiles" in self.found and tokens > FEW_TOKENS:
             return COMPILED.index("tiles")
-        return COMPILED.index("popcount" if bits <= 2 else "bytes")
+        if bits <= self.planes:
+            return COMPILED.index("popcount")
+        return COMPILED.index("lookup" if "lookup" in self.found and bits <= 4 else "bytes")
 
     def sizes(self, bits: int, tokens: int, **others) -> kernel.Sizes:
         """What every entry point is told; `others` as in the C structure."""
@@ -157,8 +162,9 @@ def backend_status() -> tuple[str, str]:
     if found.name:
         return found.name, f"{VARIABLE}={wanted}"
     if "tiles" in found.found:
-        return "tiles", f"AMX, and popcount or bytes up to {FEW_TOKENS} tokens; {why}"
-    return "popcount", f"up to 2 bits, bytes above; {why}"
+        return "tiles", f"AMX, and others up to {FEW_TOKENS} tokens; {why}"
+    few, many = (COMPILED[found.number(bits, FEW_TOKENS)] for bits in (1, 4))
+    return few, f"up to {found.planes if few != many else 4} bits, {many if few != many else 'bytes'} above; {why}"
 
 
 def _wanted() -> str:

@@ -13,31 +13,8 @@ static inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 
 /* The tile: c[t][l] = sum over k of popcount(a[t][k] OP w[k][l]). */
 
-#if defined(__AVX2__) && !defined(__AVX512VPOPCNTDQ__)
-/* No vector popcount: look up nibbles. Byte counters hold 31 words (8 bits each) before they are widened. */
-#define WIDTH 8
-typedef __m256i vec;
-#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
-#define STORE(p, v) _mm256_storeu_si256((__m256i *)(p), v)
-#define SPLAT(x) _mm256_set1_epi32((int)(x))
-#define VXOR(a, b) _mm256_xor_si256(a, b)
-#define VAND(a, b) _mm256_and_si256(a, b)
-#define ADD8(a, b) _mm256_add_epi8(a, b)
-#define ADD32(a, b) _mm256_add_epi32(a, b)
-#define ZERO() _mm256_setzero_si256()
-static inline vec count_bytes(vec x)
-{
-    const vec table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
-                                       0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-    const vec low = _mm256_set1_epi8(15);
-    vec upper = _mm256_and_si256(_mm256_srli_epi16(x, 4), low);
-    return _mm256_add_epi8(_mm256_shuffle_epi8(table, _mm256_and_si256(x, low)), _mm256_shuffle_epi8(table, upper));
-}
-static inline vec widen(vec bytes)
-{
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
-}
-#elif defined(__ARM_NEON)
+#ifdef __ARM_NEON
+/* Byte counters hold 31 words (8 bits each) before they are widened. */
 #define WIDTH 4
 typedef uint8x16_t vec;
 #define LOAD(p) vreinterpretq_u8_u32(vld1q_u32((const uint32_t *)(p)))

@@ -3,11 +3,12 @@
  * A binarizer's output is a small integer, its code, in a byte; a weight is a bit. A linear layer is an exact sum of
  * codes with signs, and its epilogue goes straight on to the codes of the next binarizer: floats live in the residual
  * stream, LayerNorm and softmax only (floats.h). Weights are read as they lie in the file, 32 outputs at a time, and
- * multiplied in one of three ways:
+ * multiplied in one of four ways:
  *
  *     tiles     opened to bytes, on AMX tiles                               tiles.h
  *     bytes     opened to bytes, on dot products of bytes (VNNI or plain)   bytes.h
  *     popcount  left as bits, with XOR or AND and popcount                  bits.h
+ *     lookup    four bits as an index into the sums of four codes           lookup.h
  *
  * Attention multiplies codes with codes, on tiles or bytes. Nothing is kept from call to call.
  */
@@ -27,6 +28,7 @@
 #include "bytes.h"
 #include "tiles.h"
 #include "bits.h"
+#include "lookup.h"
 #include "linear.h"
 #include "attention.h"
 
@@ -69,6 +71,7 @@ typedef struct {
     Codes project[3], context, inner;
     int32_t *place;  /* [tokens]: the row of a token where each example begins a tile */
     Planes planes;
+    Tables tables;
     char *own;
     size_t each, size;
 } Plan;
@@ -78,6 +81,21 @@ static void take_planes(Arena *arena, Planes *p, long rows, long widest, int bit
     p->rows = rows;
     p->words = take(arena, (size_t)(bits * rows * ceil_div(widest, STEP) * 2) * sizeof(uint32_t));
     p->ones = take(arena, (size_t)(bits * rows) * sizeof(int32_t));
+}
+
+static void take_tables(Arena *arena, Tables *t, long rows, long widest)
+{
+    t->bytes = take(arena, (size_t)(rows * ceil_div(widest, STEP) * 4 * TABLES));
+    t->sums = take(arena, (size_t)rows * sizeof(int32_t));
+}
+
+/* What else this kernel makes of codes. */
+static void take_factors(Arena *arena, Plan *plan, const Sizes *n, long rows, long widest)
+{
+    if (n->kernel == POPCOUNT_KERNEL)
+        take_planes(arena, &plan->planes, rows, widest, (int)n->bits);
+    if (n->kernel == LOOKUP_KERNEL)
+        take_tables(arena, &plan->tables, rows, widest);
 }
 
 static Codes take_codes(Arena *arena, long rows, long width, long heads, int is_unsigned)
@@ -97,8 +115,7 @@ static void take_encoder(Arena *arena, Plan *plan, const Sizes *n)
     plan->context = take_codes(arena, rows, n->width, 1, 0);
     plan->inner = take_codes(arena, rows, n->inner, 1, 1);
     plan->place = take(arena, (size_t)tokens * sizeof(int32_t));
-    if (n->kernel == POPCOUNT_KERNEL)
-        take_planes(arena, &plan->planes, rows, n->width > n->inner ? n->width : n->inner, (int)n->bits);
+    take_factors(arena, plan, n, rows, n->width > n->inner ? n->width : n->inner);
 }
 
 static void take_scratch(Arena *arena, Scratch *s, long rows, long length, long head, long widest)
@@ -146,7 +163,7 @@ static Plan make_plan(const Sizes *n, int encoder, void *memory)
         plan.group = n->length < GROUP ? n->length : GROUP;
         long rows = rounded(plan.group, LANES);
         plan.input[0] = take_codes(&arena, rows, n->width, 1, 0);
-        take_planes(&arena, &plan.planes, rows, n->width, (int)n->bits);
+        take_factors(&arena, &plan, n, rows, n->width);
     }
     plan.each = own_scratch(&plan, n, encoder, &s);
     plan.size = arena.used + (size_t)n->threads * plan.each;
@@ -183,6 +200,10 @@ static int run_product(Product *p, const Plan *plan, const Sizes *n, Scratch *s)
     planes.is_signed = !p->in.is_unsigned;
     planes.sign = n->bits == 1 && planes.is_signed;
     p->planes = &planes;
+#ifdef LOOKUP
+    Tables tables = tables_of(&plan->tables, p->in.steps, n->bits, !p->in.is_unsigned);
+    p->tables = &tables;
+#endif
     return run(p, s);
 }
 
@@ -279,6 +300,10 @@ static int has_kernel(long kernel)
     if (kernel == TILES_KERNEL)
         return have_tiles();
 #endif
+#ifdef LOOKUP
+    if (kernel == LOOKUP_KERNEL)
+        return 1;
+#endif
     return kernel == BYTES_KERNEL || kernel == POPCOUNT_KERNEL;
 }
 
@@ -292,7 +317,8 @@ static int sane(const Sizes *n)
            within(n->inner, 1, most) && within(n->heads, 1, n->width) && n->width % n->heads == 0 &&
            n->batch * n->length <= (long)1 << 36 && within(n->threads, 1, 4096) &&
            (n->bits == 1 || n->bits == 2 || n->bits == 4 || n->bits == 8) &&
-           (n->lanes == 4 || n->lanes == 8 || n->lanes == 16) && has_kernel(n->kernel);
+           (n->lanes == 4 || n->lanes == 8 || n->lanes == 16) && has_kernel(n->kernel) &&
+           (n->kernel != LOOKUP_KERNEL || n->bits <= 4);
 }
 
 /* A thread's registers belong to the program around: what the tiles were set to is put back at the end. */
@@ -438,7 +464,7 @@ int bitlab_rows(const int64_t *ids, long tokens, const uint8_t *table, const flo
     return DONE;
 }
 
-/* Whether a kernel (0 tiles, 1 bytes, 2 popcount) was built and may run here. */
+/* Whether a kernel (0 tiles, 1 bytes, 2 popcount, 3 lookup) was built and may run here. */
 int bitlab_has_kernel(int kernel) { return has_kernel(kernel); }
 
 /* What this processor can do, in registers alone: `rounds` times 16 vectors of 16 lanes. For the roofline. Returns a

@@ -1,6 +1,6 @@
 /* A linear layer from codes: to the next binarizer's codes, or to floats. */
 
-enum { TILES_KERNEL, BYTES_KERNEL, POPCOUNT_KERNEL, KERNELS };
+enum { TILES_KERNEL, BYTES_KERNEL, POPCOUNT_KERNEL, LOOKUP_KERNEL, KERNELS };
 
 /* What is to be computed with; pointers are read anew in every call. */
 typedef struct {
@@ -26,6 +26,7 @@ typedef struct {
     const uint8_t *then; /* weights that are wanted next, or NULL */
     Codes in;
     Planes *planes;
+    Tables *tables;
     long tokens, inputs, outputs, heads, threads;
     int kernel, rounds_once;
     float scale, least;   /* least: 0 for ReLU, else -INFINITY */
@@ -129,6 +130,10 @@ static void open_block(const Product *p, const Block *b, long step, Panel *panel
     const uint8_t *weight = p->linear->weight + b->first * row + from;
     if (p->kernel == POPCOUNT_KERNEL)
         open_words(weight, row, b->count, p->planes, (uint32_t *)panel->bytes);
+#ifdef LOOKUP
+    else if (p->kernel == LOOKUP_KERNEL)
+        open_indices(weight, row, row - from, b->count, panel);
+#endif
     else
         open_weights(weight, row, row - from, b->count, panel);
     if (p->kernel == BYTES_KERNEL)
@@ -144,14 +149,21 @@ static int finish(const Product *p, const Block *b, long row, long count, int32_
     return 0;
 }
 
+#define OPEN_STEPS 6 /* to bytes: 12 KB */
+
+/* Steps that are opened at a time. */
+static long at_once(int kernel, long all)
+{
+    return kernel == POPCOUNT_KERNEL ? all : kernel == LOOKUP_KERNEL ? LOOKUP_STEPS : OPEN_STEPS;
+}
+
 /* All rows times 32 outputs. So many steps are opened at a time that they stay in the first cache while 32 rows after 32
  * rows of codes stream past; of a wider layer all rows' sums wait for the next steps. Meanwhile the weights that come
  * `then` are fetched, a share with each 32 rows. */
-#define OPEN_STEPS 6
 static int run_block(const Product *p, long number, const uint8_t *then, const Scratch *s)
 {
     const Block b = make_block(p, number);
-    const long all = p->in.steps, most = p->kernel == POPCOUNT_KERNEL ? all : OPEN_STEPS;
+    const long all = p->in.steps, most = at_once(p->kernel, all);
     const long size = LANES * ceil_div(p->inputs, 8), turns = ceil_div(all, most) * ceil_div(p->tokens, LANES);
     const uint8_t *end = then ? then + size : NULL;
     int none = 0;
@@ -167,6 +179,10 @@ static int run_block(const Product *p, long number, const uint8_t *then, const S
                 __builtin_prefetch(then, 0, 2);
             if (p->kernel == POPCOUNT_KERNEL)
                 multiply_planes(p->planes, row, count, (const uint32_t *)panel.bytes, c);
+#ifdef LOOKUP
+            else if (p->kernel == LOOKUP_KERNEL)
+                multiply_tables(p->tables, row, step, count, &panel, c);
+#endif
             else
                 multiply(p->kernel, &in, row, count, &panel, c[0], LANES, step > 0);
             if (step + most >= all)
@@ -187,6 +203,13 @@ static int run(Product *p, Scratch *s)
         for (long r = 0; r < p->tokens; r++)
             row_planes(&p->in, p->planes, r);
     }
+#ifdef LOOKUP
+    if (p->kernel == LOOKUP_KERNEL) {
+#pragma omp for schedule(static)
+        for (long r = 0; r < p->tokens; r++)
+            row_tables(&p->in, p->tables, r);
+    }
+#endif
 #pragma omp for schedule(static)
     for (long number = 0; number < blocks; number++) {
         const long next = number + 1 < blocks ? number + 1 : 0;
