@@ -393,6 +393,15 @@ def test_evaluation_uses_the_labels(tmp_path):
     assert logits.shape == (16, 2)  # logits alone: hidden states do not pile up
 
 
+def test_predictions_come_in_the_order_of_their_rows(tmp_path):
+    """Also where training takes its sentences by length: dev scores pair them with the labels by place."""
+    data, model = rows(24, lengths=(4, 9, 6)), student().eval()
+    made = trainer(tmp_path, model, None, data, train_sampling_strategy="group_by_length")
+    with torch.no_grad():
+        alone = [model(**{k: torch.tensor([v]) for k, v in row.items() if k != "labels"}).logits[0] for row in data]
+    assert np.allclose(made.predict(data).predictions, torch.stack(alone), atol=1e-5)
+
+
 def test_the_loss_is_the_sum_of_its_terms_on_the_batch(tmp_path):
     data, learner, teacher = rows(8, (9, 5, 7)), student(), tiny()
     collate = DataCollatorWithPadding(sample_tokenizer())

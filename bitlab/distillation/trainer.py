@@ -242,6 +242,9 @@ class DistillationTrainer(Trainer):
         batch = self._train_batch_size * args.world_size
         return BucketSampler(lengths, batch, seed, stretch, args.dataloader_drop_last)
 
+    def _get_eval_sampler(self, eval_dataset):
+        return None  # in their order, also where training's is by length: predictions are told by their place
+
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             groups = parameter_groups(
