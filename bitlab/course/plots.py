@@ -13,6 +13,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
+from IPython.display import HTML
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -198,14 +199,15 @@ def bars(
     Args:
         scores: name -> one number, or one a seed.
         baseline: the name drawn in the float colour (what is to be reached).
-        control: the name drawn hatched (the negative control: what must not work).
+        control: the name drawn hatched (what must not work), as are all that end in "(control)".
         chance: the score of guessing, drawn as a line.
     """
     ax = ax or plt.subplots()[1]
     for position, (name, runs) in enumerate(scores.items()):
         runs = np.atleast_1d(_array(runs))
-        looks = {baseline: {"color": COLORS["float"]}, control: {"facecolor": "white", "hatch": "////"}}
-        look = looks.get(name, {"color": COLORS["binary"]})
+        look = {"color": COLORS["float" if name == baseline else "binary"]}
+        if name == control or name.endswith("(control)"):
+            look = {"facecolor": "white", "hatch": "////"}
         ax.bar(position, runs.mean(), width=0.62, edgecolor=INK, linewidth=0.8, **look)
         if runs.size > 1:
             # the mean of equal numbers may be rounded past them
@@ -249,3 +251,14 @@ def _array(values) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = values.detach().float().cpu().numpy()
     return np.asarray(list(values) if isinstance(values, range) else values, dtype=float).ravel()
+
+
+class Page(HTML):
+    """HTML with a text form, for wherever none is shown."""
+
+    def __init__(self, page: str, text: str):
+        super().__init__(page)
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text

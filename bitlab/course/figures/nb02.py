@@ -12,7 +12,7 @@ from bitlab.course import plots
 from bitlab.course.figures.nb01 import attention_row
 from bitlab.course.plots import COLORS, INK, LOOK
 
-__all__ = ["attention_row", "error_curves", "histograms", "sets_compared", "tensor_and_error"]
+__all__ = ["attention_row", "error_curves", "errors", "histograms", "sets_compared", "tensor_and_error"]
 
 SETS = {True: "{−a, +a}", False: "{0, a}"}
 
@@ -52,6 +52,9 @@ def error_curves(tensors: Mapping[str, Tensor], best: Mapping[str, Tensor], star
             error = relative_error(x, elastic(x, start[name], signed=signed))
             label = "BiT's start" if name == names[-1] else "_"
             ax.plot(start[name] / scale, error, "o", color=COLORS["binary"], markeredgecolor=INK, label=label)
+            if not signed:
+                of, place = ("4/T", (-22, -5)) if name.startswith("attention") else ("ReLU", (6, -11))
+                ax.annotate(of, (start[name] / scale, error), place, textcoords="offset points", fontsize=7.5)
         ax.axvline(1, ymax=0.6, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
         ax.set(title=title, xlabel="scale / best scale", ylim=(0, 1.7))
         ax.legend(loc="upper center", fontsize=7.5)
@@ -61,38 +64,36 @@ def error_curves(tensors: Mapping[str, Tensor], best: Mapping[str, Tensor], star
     return list(axes)
 
 
-def sets_compared(
-    errors: Mapping[str, Mapping[str, float]], accuracy: Mapping[str, float], chance: float
-) -> list[Axes]:
-    """What a bit loses of four tensors, by method; and what a model still knows whose probabilities became bits.
+CROSSED = {"facecolor": "white", "hatch": "xxxx"}  # signs, where {0, a} is orange
 
-    Args:
-        errors: tensor -> method -> relative error.
-        accuracy: name -> score; the first is the float model, a name with "control" is hatched.
-    """
-    _, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), width_ratios=(1.25, 1))
-    methods = list(next(iter(errors.values())))
-    crossed = {"facecolor": "white", "hatch": "xxxx"}
-    looks = (crossed, {"color": COLORS["binary"]}, {"facecolor": "white", "hatch": "////"})
-    for shift, (method, look) in enumerate(zip(methods, looks)):
-        heights = [of[method] for of in errors.values()]
-        places = [place + 0.27 * (shift - 1) for place in range(len(errors))]
-        left.bar(places, heights, 0.25, edgecolor=INK, label=method, **look)
-    left.axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
-    left.annotate("all zeros", (-0.45, 1), (0, 2), textcoords="offset points", fontsize=7.5)
-    left.set(title="what one bit loses of a tensor", ylabel="relative error", ylim=(0, 2.3))
-    left.set_xticks(range(len(errors)), [name.replace(" ", "\n") for name in errors])
-    left.legend(loc="upper left", ncols=3, columnspacing=0.8, handlelength=1.4)
-    control = next(name for name in accuracy if "control" in name)
-    plots.bars(accuracy, baseline=next(iter(accuracy)), control=control, chance=chance, ax=right)
-    right.patches[1].set(**crossed)  # the same set as on the left
-    right.set_xticks(range(len(accuracy)), [name.replace(" (", "\n(").replace(", B", "\nB") for name in accuracy])
-    right.set_title("probabilities in one bit")
-    told = ", ".join(f"{name} {score:.2f}" for name, score in accuracy.items())
-    left.figure.set_label(
-        f"Left: error of four tensors by set, lowest in the set of its shape. Right: accuracy: {told}."
+
+def errors(found: Mapping[str, Mapping[str, float]]) -> Axes:
+    """What one bit loses of four tensors: tensor -> method -> relative error."""
+    _, ax = plt.subplots(figsize=(6.2, 2.6))
+    looks = (CROSSED, {"color": COLORS["binary"]}, {"facecolor": "white", "hatch": "////"})
+    for shift, (method, look) in enumerate(zip(next(iter(found.values())), looks)):
+        places = [place + 0.27 * (shift - 1) for place in range(len(found))]
+        ax.bar(places, [of[method] for of in found.values()], 0.25, edgecolor=INK, label=method, **look)
+    ax.axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"], label="all zeros")
+    ax.set(title="what one bit loses of a tensor", ylabel="relative error", ylim=(0, 2.3))
+    ax.set_xticks(range(len(found)), [name.replace(" ", "\n") for name in found])
+    ax.legend(loc="upper left", ncols=4, columnspacing=0.8, handlelength=1.4)
+    told = "; ".join(f"{name} {min(of, key=of.get)}" for name, of in found.items())
+    ax.figure.set_label(f"Error of four tensors by set; the smallest: {told}.")
+    return ax
+
+
+def sets_compared(accuracy: Mapping[str, float], chance: float) -> Axes:
+    """What a model still knows whose probabilities became bits; the first score is the float model's."""
+    _, ax = plt.subplots(figsize=(6.2, 2.7))
+    plots.bars(accuracy, baseline=next(iter(accuracy)), chance=chance, ax=ax)
+    ax.patches[1].set(**CROSSED)  # as above
+    ax.set_xticks(
+        range(len(accuracy)), [name.replace(" (", "\n(").replace("its bits, ", "its bits,\n") for name in accuracy]
     )
-    return [left, right]
+    told = ", ".join(f"{name} {score:.2f}" for name, score in accuracy.items())
+    ax.figure.set_label(f"Dev accuracy with the probabilities in one bit: {told}.")
+    return ax
 
 
 def tensor_and_error(

@@ -91,19 +91,34 @@ def arms(live: Mapping[str, float], stored: Mapping[str, Mapping[str, Sequence[f
             look = {"facecolor": "white", "hatch": "////"} if "control" in name else {"color": COLORS["binary"]}
             mean = sum(scores) / len(scores)
             ax.bar(place, mean, 0.66, edgecolor=INK, linewidth=0.8, **look)
-            ax.plot([place] * len(scores), scores, "o", color=INK, markersize=3)
+            dots = scores[:-1] if ax is axes[0] else scores
+            ax.plot(
+                [place] * len(dots), dots, "o", color=INK, markersize=3, label="a stored seed" if not place else "_"
+            )
             ax.text(place, 0.06, f"{mean:.2f}", ha="center", fontsize=8, bbox=plots.PAPER)
         ax.axhline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
         ax.set_xticks(range(len(side)), [name.replace(", ", ",\n").replace(" (", "\n(") for name in side], fontsize=8)
         ax.set_ylim(0, 1.15)
     diamond = {"color": "white", "markeredgecolor": INK, "markersize": 5}
-    axes[0].plot(range(len(live)), list(live.values()), "D", label="live", **diamond)
+    axes[0].plot(range(len(live)), list(live.values()), "D", label="yours", **diamond)
     axes[0].set(title="120 steps", ylabel="dev accuracy")
-    axes[0].legend(loc="upper left", ncols=2)
+    axes[0].legend(loc="upper left", ncols=3, title="bars: means", title_fontsize=8)
     axes[1].set_title("360 steps, stored")
     told = ("; ".join(f"{name} {sum(of) / len(of):.2f}" for name, of in side.items()) for side in (early, late))
     figure.set_label("Dev accuracy, means over seeds. 120 steps: {}. 360 steps: {}.".format(*told))
     return list(axes)
+
+
+def one_flip(weights: Tensor, flips: Tensor) -> tuple[int, int, int]:
+    """(out, in, moment) of a weight whose bit jumps once, about half-way; of those, the one that travels furthest.
+
+    Args:
+        weights: (moments, out, in). flips: (moments - 1, out, in), whether a bit jumped on the way to the next moment.
+    """
+    when, moments = flips.float().argmax(dim=0), len(flips)
+    candidates = (flips.sum(dim=0) == 1) & ((when - moments // 2).abs() < moments // 6)
+    out, into = divmod(((weights[-1] - weights[0]).abs() * candidates).argmax().item(), weights.shape[-1])
+    return out, into, when[out, into].item() + 1
 
 
 def watched(

@@ -137,6 +137,14 @@ def heads(
     return draw
 
 
+@torch.no_grad()
+def rows(model: PreTrainedModel, sentences: Mapping[str, Tensor]) -> Tensor:
+    """The rows of attention of all real tokens, layers and heads: (rows, keys)."""
+    real = sentences["attention_mask"].bool()
+    found = model(**sentences, output_attentions=True).attentions
+    return torch.cat([used.transpose(1, 2)[real].flatten(0, 1) for used in found])
+
+
 def widths(entropies: Mapping[str, Tensor]) -> Axes:
     """How many keys a row looks at, 2 to the power of its entropy: the middle half of the rows, and the median."""
     _, ax = plt.subplots(figsize=(6.6, 2.2))

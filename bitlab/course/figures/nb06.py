@@ -70,7 +70,7 @@ def losses(yours: Sequence[float], theirs: Sequence[float]) -> Axes:
     ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "linewidth": 0}
     ax.plot(steps, theirs, label="DistillationTrainer", **LOOK["teacher"] | ring)
     ax.plot(steps, yours, marker="o", markersize=3.5, label="your loop", **LOOK["binary"])
-    ax.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    ax.set(xlabel="step", ylabel="loss", ylim=(0, 1.1 * max(*yours, *theirs)))
     ax.set_xticks(steps[::2])
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     ax.figure.set_label(f"The losses of {len(yours)} steps, from {yours[0]:.2f} to {yours[-1]:.2f}, dots in rings.")
@@ -126,7 +126,7 @@ def ablation(
         look |= {} if name in ladder else {"alpha": 0.6}
         _bar(axes[0], places[name], [*stored.get(name, ()), score], look)
         diamond = {"color": "white", "markeredgecolor": INK, "markersize": 5}
-        axes[0].plot(places[name], score, "D", label="live" if name == first else "_", **diamond)
+        axes[0].plot(places[name], score, "D", label="yours" if name == first else "_", **diamond)
     for place, scores in enumerate(real.values()):
         _bar(axes[1], place, scores, {"color": COLORS["binary"]})
     axes[0].axhline(teacher, label="teacher", **LOOK["teacher"])
@@ -136,7 +136,7 @@ def ablation(
     for ax in axes:
         ax.set_ylim(0, 1.15)
     seeds = max(map(len, stored.values()), default=0)
-    axes[0].set(title=f"sample task: live, and {seeds} stored seeds", ylabel="dev accuracy")
+    axes[0].set(title=f"sample task: yours, and {seeds} stored seeds", ylabel="dev accuracy")
     axes[0].legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.0))
     axes[1].set(title=real_title, ylabel="correlation")
     means = {name: np.mean([*stored.get(name, ()), score]) for name, score in live.items()}

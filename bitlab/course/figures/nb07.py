@@ -13,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from bitlab.binarizers import elastic, levels
-from bitlab.course.plots import COLORS, INK, LOOK, bars
+from bitlab.course.plots import COLORS, INK, LOOK, PAPER, bars
 
 
 def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
@@ -61,10 +61,11 @@ def levels_at_change(values: Tensor, scales: Mapping[str, float]) -> list[Axes]:
         ax.hist(positive, bins=24, color=COLORS["latent"], alpha=0.6)
         for level in y.unique():
             ax.axvline(level, color=COLORS["binary"], linewidth=2)
-        ax.axvline(alpha / 2, color=INK, linestyle=(0, (5, 2)), linewidth=1)
-        ax.set(xlabel="ReLU output", title=f"{name}: {alpha:.2f}\n{error:.0%} lost")
+        ax.axvline(alpha / 2, color=INK, linestyle=(0, (5, 2)), linewidth=1, label="lowest border")
+        ax.set(xlabel="ReLU output", title=f"{name}: α = {alpha:.2f}\nloses {error:.0%} of x²")
         told.append(f"{name} {error:.0%}")
     axes[0].set_ylabel("how many (zeros left out)")
+    axes[0].legend(loc="upper right", fontsize=7)
     axes[0].figure.set_label(
         f"The same histogram with the levels of each scale as lines, the lowest threshold dashed. "
         f"Of the square is lost: {', '.join(told)}."
@@ -103,7 +104,11 @@ def walker(runs: pd.DataFrame) -> Callable:
         straight = runs[(runs.schedule == "W32A32 -> W1A1") & (runs.seed == seed)]
         _, axes = plt.subplots(2, 1, figsize=(6.4, 4.0), sharex=True)
         for walked, look in ((straight, LOOK["float"]), (found, LOOK["binary"])):
-            _walk(walked, axes, look)
+            ends, name = [0, *itertools.accumulate(walked.steps[1:])], next(iter(walked.schedule), "")
+            axes[1].plot(ends, walked.score, **(look | {"linestyle": ""}), marker="o", markeredgecolor=INK, label=name)
+        for begin, curve in zip(ends, found.curve[1:]):
+            steps, losses = zip(*curve)
+            axes[0].plot([begin + step for step in steps], losses, **LOOK["binary"])
         for end, row in zip(itertools.accumulate([0, *found.steps[1:]]), found.itertuples()):
             place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes[1].annotate(f"{row.precision} {row.score:.3f}", (end, row.score), **place)
@@ -113,22 +118,13 @@ def walker(runs: pd.DataFrame) -> Callable:
                 f"{straight.score.iloc[-1]:.3f}", (straight.steps[1:].sum(), straight.score.iloc[-1]), **last
             )
         axes[0].set(title=f"{schedule}, alpha: {alpha}, seed {seed} (stored)", ylabel="loss")
-        axes[1].set(xlabel="step of the student", ylabel="dev accuracy", ylim=(0, 1.18), xlim=(-45, 445))
+        axes[1].set(xlabel="step of the student", ylabel="dev accuracy", ylim=(0.4, 1.1), xlim=(-45, 445))
         axes[1].legend(loc="lower left", fontsize=8)
         scores = ", ".join(f"{row.precision} {row.score:.3f}" for row in found.itertuples())
         axes[0].figure.set_label(f"Loss and accuracy along {schedule}, alpha {alpha}, seed {seed}: {scores}.")
         return axes
 
     return walk
-
-
-def _walk(stages: pd.DataFrame, axes: Sequence[Axes], look: dict) -> None:
-    ends = [0, *itertools.accumulate(stages.steps[1:])]
-    for begin, curve in zip(ends, stages.curve[1:]):
-        steps, losses = zip(*curve)
-        axes[0].plot([begin + step for step in steps], losses, **look)
-    name = stages.schedule.iloc[0] if len(stages) else ""
-    axes[1].plot(ends, stages.score, **(look | {"linestyle": ""}), marker="o", markeredgecolor=INK, label=name)
 
 
 def real_tasks(scores: Mapping[str, Mapping[str, Sequence[float]]], constant: Mapping[str, float]) -> list[Axes]:
@@ -144,6 +140,22 @@ def real_tasks(scores: Mapping[str, Mapping[str, Sequence[float]]], constant: Ma
     axes[-1].legend(loc="upper right", fontsize=8)
     axes[0].figure.set_label(f"Dev scores, means over seeds. {'; '.join(told)}. Constant answers: {dict(constant)}.")
     return list(axes)
+
+
+def released(scores: Mapping[str, Sequence[float]]) -> Axes:
+    """One step and two, by the loss as released and as corrected: "released one" and so on -> scores of seeds."""
+    _, ax = plt.subplots(figsize=(6.4, 2.6))
+    words, ticks = {"one": "one step", "landing": "at two bits", "two": "two steps"}, []
+    for place, (name, seeds) in enumerate(scores.items()):
+        loss, way = name.split()
+        ticks.append(f"{words[way]}\n{loss}")
+        ax.bar(place, mean(seeds), 0.66, color=COLORS["float" if loss == "released" else "binary"], edgecolor=INK)
+        ax.plot([place] * len(seeds), seeds, "o", color=INK, markersize=3)
+        ax.text(place, 0.03, f"{mean(seeds):.2f}", ha="center", fontsize=8, bbox=PAPER)
+    ax.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    ax.set(ylabel="correlation", title="toy pairs, three stored seeds")
+    ax.figure.set_label(f"Correlation: {', '.join(f'{name} {mean(seeds):.2f}' for name, seeds in scores.items())}.")
+    return ax
 
 
 def gradients(norms: Mapping[str, Mapping[str, float]]) -> Axes:

@@ -8,6 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
+from transformers import BertConfig, BertModel
 
 from bitlab import results
 from bitlab.course.plots import COLORS, INK, LOOK
@@ -132,7 +133,7 @@ def roofline(
     for (name, limit), line in zip(limits.items(), ("-.", ":", "-")):
         ax.plot(reach, np.minimum(reach * bandwidth, limit) / 1e9, color="#999999", linestyle=line, linewidth=1.3)
         ax.text(reach[-1], limit / 1e9 * 1.12, f"{name}, in registers", ha="right", fontsize=8, color="#555555")
-    ax.text(0.11, 0.3 * bandwidth / 1e9, f"reading\n{bandwidth / 1e9:.0f} GB a second", fontsize=8, color="#555555")
+    ax.text(0.4, 0.11 * bandwidth / 1e9, f"reading\n{bandwidth / 1e9:.0f} GB a second", fontsize=8, color="#555555")
     for name, measured in points.items():
         role, marker = looks[name]
         xs, ys = [p[1] for p in measured], [p[2] / 1e9 for p in measured]
@@ -179,6 +180,12 @@ def _name(contender: str) -> str:
     """ "packed, c, W1A4" -> "ours, W1A4"."""
     named = {"packed, c": "ours, W1A1", "packed, int8": "ours, no compiler", "fake-quant": "bits kept in floats"}
     return named.get(contender, contender.replace("packed, c,", "ours,"))
+
+
+def like_minilm() -> BertModel:
+    """An encoder of MiniLM's shape with random weights, as `bitlab bench` measures it."""
+    shape = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+    return BertModel(BertConfig(vocab_size=1000, **shape), add_pooling_layer=False).eval()
 
 
 def stored_speeds(what: str) -> dict[str, list[dict]]:

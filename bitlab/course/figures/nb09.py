@@ -5,15 +5,20 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from datasets import Dataset
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bitlab import results
 from bitlab.course.lab import Lab
 from bitlab.course.plots import COLORS, INK, MARKS, PAPER
 from bitlab.data import sample
+from bitlab.data.glue import encode
 from bitlab.data.tasks import TASKS
+from bitlab.experiments.prepared import Prepared
 from bitlab.text import aligned
 
 LOOKS = {
@@ -102,7 +107,7 @@ def losses(live: Mapping[str, float], stored: Mapping[str, Sequence[float]], ste
             ax.bar(place, sum(points) / len(points), width=0.66, edgecolor=INK, linewidth=0.8, **look)
             ax.plot([place] * len(points), points, "o", color=INK, markersize=3 * (len(points) > 1))
             text = f"{sum(points) / len(points):.0f}"
-            ax.annotate(text, (place, max(points)), (0, 4), textcoords="offset points", ha="center", bbox=PAPER)
+            ax.text(place, 2.5, text, ha="center", bbox=PAPER)
         ax.axhline(100 * nothing, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="always the same answer")
         ax.set(title=title, ylim=(0, 62))
         ax.set_xticks(range(len(bars)), [name.replace(", ", "\n").replace(" ", "\n", 1) for name in bars], fontsize=8)
@@ -132,6 +137,19 @@ def real_tasks(lab: Lab, constant: Mapping[str, float]) -> str:
     table += [[name, *(f"{100 * rows[name]:.1f}" for rows in scores.values())] for name in ("teacher", *REAL.values())]
     table += [["always the same", *(f"{value:.1f}" for value in constant.values())]]
     return "\n".join(aligned(table))
+
+
+def encoded(sentences: Sequence[tuple[str, int]], data: Prepared) -> Dataset:
+    """Sentences with their labels as the rows that training takes."""
+    columns = dict(zip((data.task.text_columns[0], "label"), map(list, zip(*sentences))))
+    return encode(Dataset.from_dict(columns), data.task, data.tokenizer)
+
+
+@torch.no_grad()
+def looked_at(model: PreTrainedModel, sentences: Mapping[str, Tensor]) -> float:
+    """The share of all keys that a token looks at, on average over layers, heads and sentences without padding."""
+    used = model(**sentences, output_attentions=True).attentions
+    return sum((each > 0).float().mean().item() for each in used) / len(used)
 
 
 def of_one_length(data, most: int) -> dict[str, Tensor]:

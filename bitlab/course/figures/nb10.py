@@ -4,6 +4,7 @@ import contextlib
 import html
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import HTML
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bitlab import cli, inference, results
-from bitlab.course.plots import COLORS, INK, PAPER, bars
+from bitlab.course.plots import COLORS, INK, PAPER, Page, bars
 from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
@@ -24,12 +24,12 @@ from bitlab.experiments.schedule import FULL
 from bitlab.files import zoo
 from bitlab.options import given
 from bitlab.results import CONSTANT, GLUE
+from bitlab.text import aligned
 
 METHODS = {"bit": "BiT", "bibert": "BiBERT", "binarybert": "BinaryBERT", "bit-released": "BiT as released"}
 SAID = {"logit weight 0.1, relative hidden": "loss of 06", "group by length": "by length", "dropout 0.0": "no dropout"}
 SAID |= {"start general-minilm/W1A1": "from a binary encoder", "stage teacher both": "both teachers"}
 LEARNED = 3  # points that a teacher must lie above the constant answer
-ACROSS = 4  # panels in a row
 
 
 # ------------------------------------------------------------------------------------------------ one task
@@ -178,7 +178,7 @@ def _cell(group: pd.DataFrame, metrics: Sequence[str]) -> Cell | None:
     return Cell(list(scores), list(full), epochs, int(group.batch_size.iloc[0]), list(group.name))
 
 
-def table(rows: Sequence[Budget], records: Iterable[dict], published: pd.DataFrame) -> HTML:
+def table(rows: Sequence[Budget], records: Iterable[dict], published: pd.DataFrame) -> Page:
     """The measured rows, the published ones below them, and the commands of each row to unfold.
 
     Args:
@@ -199,10 +199,12 @@ def table(rows: Sequence[Budget], records: Iterable[dict], published: pd.DataFra
     lines += [
         ["", r["method"], r["schedule"], "", *(f"{r[c]:.1f}" for c in columns)] for r in published.to_dict("records")
     ]
+    plain = [[re.sub("<[^>]+>", " ", text).replace("&times;", "x").strip() for text in line] for line in (head, *lines)]
     page = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in line)}</tr>" for line in lines)
     page = f"<table><tr>{''.join(f'<th>{text}</th>' for text in head)}</tr>{page}</table>"
     folded = "".join(_folded(n, r, by_name) for n, r in _numbered(rows))
-    return HTML(f"{page}<details><summary>the commands that made these rows</summary>{folded}</details>")
+    page += f"<details><summary>the commands that made these rows</summary>{folded}</details>"
+    return Page(page, "\n".join(aligned(plain, left=4)))
 
 
 def _numbered(rows: Sequence[Budget]) -> Iterable[tuple[int, Budget]]:
@@ -228,50 +230,74 @@ def _folded(number: int, budget: Budget, records: Mapping[str, dict]) -> str:
     return f"<p>[{number}] {budget.method} {budget.path}</p><pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
-def drops(rows: Sequence[Budget], published: pd.DataFrame) -> list[Axes]:
-    """Points lost against full precision, a panel a row: bars from zero, behind them what the constant answer loses.
+def shares(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Axes]:
+    """What is lost of what there was to lose, a panel a question: title -> name -> task -> percent."""
+    tasks = list(dict.fromkeys(task for side in panels.values() for found in side.values() for task in found))
+    _, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.0), sharey=True)
+    looks = ({"color": COLORS["binary"]}, {"facecolor": "white"}, {"facecolor": "white", "hatch": "////"})
+    told = []
+    for ax, (title, side) in zip(axes, panels.items()):
+        thick = 0.8 / len(side)
+        for turn, ((name, found), look) in enumerate(zip(side.items(), looks)):
+            places = [tasks.index(task) + (turn - (len(side) - 1) / 2) * thick for task in found]
+            ax.barh(places, found.values(), 0.9 * thick, edgecolor=INK, linewidth=0.8, label=name, **look)
+            for place, share in zip(places, found.values()):
+                ax.text(max(share, 0) + 2, place, f"{share:.0f}", va="center", fontsize=7, bbox=PAPER)
+            told.append(f"{title}, {name}: " + ", ".join(f"{task} {share:.0f}" for task, share in found.items()))
+        ax.axvline(100, color=INK, linestyle=(0, (1, 2)), linewidth=1.1)
+        ax.set(xlim=(0, 128), xlabel="lost of what there was to lose, %")
+        ax.set_title(title, fontsize=9)
+        ax.legend(loc="upper right", fontsize=7, borderaxespad=0.1)
+    axes[0].set_yticks(range(len(tasks)), tasks)
+    axes[0].invert_yaxis()
+    axes[0].figure.set_label(f"Percent lost of what the teacher has above the constant answer. {'. '.join(told)}.")
+    return list(axes)
 
-    Bars are hollow where the teacher has hardly learned anything, so that there is nothing to lose.
+
+def share_lost(row: Budget) -> dict[str, float]:
+    """Task -> percent of what the teachers of a measured row have above the constant answer that its students lost.
+    Tasks whose teacher has hardly learned anything are left out."""
+    above = {column: sum(cell.full) / len(cell.full) - CONSTANT[column] for column, cell in row.cells.items()}
+    return {c: 100 * cell.lost / above[c] for c, cell in row.cells.items() if above[c] > LEARNED}
+
+
+def share_lost_in_print(published: pd.DataFrame, columns: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The same of published rows, the first of them in full precision: method -> task -> percent."""
+    full, *printed = published.to_dict("records")
+    above = {column: full[column] - CONSTANT[column] for column in columns}
+    return {row["method"]: {c: 100 * (full[c] - row[c]) / above[c] for c in above} for row in printed}
+
+
+def with_time(runs: pd.DataFrame, published: pd.DataFrame) -> Axes:
+    """What W1A1 students keep of what their teachers know, by the share of the paper's steps that they had.
 
     Args:
-        published: rows as of `bitlab.results.published`, the first of them in full precision.
+        runs: stored stages of one model. published: rows, the first in full precision, the last BiT's.
     """
-    columns = [column for column in GLUE if any(column in each.cells for each in rows)]
-    full, *printed = published.to_dict("records")
-    count = len(printed) + len(rows)
-    high = -(-count // ACROSS)
-    _, grid = plt.subplots(high, ACROSS, figsize=(9.6, 0.6 + 1.75 * high), sharex=True, sharey=True, squeeze=False)
-    axes = list(grid.flat)
-    for ax, line in zip(axes, printed):
-        lost = {column: full[column] - line[column] for column in columns}
-        _panel(ax, f"{line['method']} {line['schedule']}\npublished, BERT-base", lost, full, {})
-    for ax, each in zip(axes[len(printed) :], rows):
-        teachers = {column: cell.full[0] for column, cell in each.cells.items()}
-        words = {column: f"{cell.epochs:.2g} ep" for column, cell in each.cells.items()}
-        name = "from a binary encoder" if "encoder" in each.options else "stored, MiniLM"
-        _panel(ax, f"{each.method} {each.path}\n{name}", {c: e.lost for c, e in each.cells.items()}, teachers, words)
-    for ax in axes[count:]:
-        ax.axis("off")
-    for ax in axes[::ACROSS]:
-        ax.set_yticks(range(len(columns)), columns)
-    axes[0].invert_yaxis()
-    for ax in grid[-1]:
-        ax.set_xlabel("points lost")
-    told = "; ".join(f"{r.method} {r.path} " + ", ".join(f"{c} {e.lost:.0f}" for c, e in r.cells.items()) for r in rows)
-    axes[0].figure.set_label(f"Points lost by task, a panel a row. Stored: {told}.")
-    return axes[:count]
-
-
-def _panel(ax: Axes, title: str, lost: Mapping, teachers: Mapping, words: Mapping) -> None:
-    for place, (column, points) in enumerate(lost.items()):
-        nothing = teachers[column] - CONSTANT[column]
-        known = nothing > LEARNED
-        ax.barh(place, max(nothing, 0), 0.8, facecolor="white", edgecolor="#bbbbbb", hatch="////", zorder=0)
-        ax.barh(place, points, 0.5, color=COLORS["binary"] if known else "white", edgecolor=INK, linewidth=0.8)
-        text = f"{points:.0f}  {words.get(column, '')}".strip()
-        ax.text(max(points, 0) + 3, place, text, va="center", fontsize=7, bbox=PAPER)
-    ax.set_title(title, fontsize=8)
-    ax.set_xlim(0, 100)
+    _, ax = plt.subplots(figsize=(6.4, 3.0))
+    full, *_, bit = published.to_dict("records")
+    names = {task: column for column, (task, _) in GLUE.items()}
+    looks = {"SST-2": ("o", COLORS["binary"]), "STS-B": ("s", COLORS["latent"]), "MRPC": ("D", COLORS["float"])}
+    looks["CoLA"] = ("^", COLORS["teacher"])
+    told = []
+    for column, (marker, color) in looks.items():
+        points, nothing = [], CONSTANT[column]
+        for _, run in runs[runs.task.map(names) == column].groupby("name"):
+            metrics = GLUE[column][1]
+            teacher, last = (100 * run[metrics].mean(axis=1).iloc[place] - nothing for place in (0, -1))
+            task, sizes = get_task(run.task.iloc[0]), run.seen.iloc[-1] / run.epochs.iloc[1:].sum()
+            steps = task.epochs * sizes / task.batch_size
+            points.append((run.total_steps.iloc[-1] / steps, 100 * last / teacher))
+        xs, ys = zip(*sorted(points))
+        look = {"marker": marker, "color": color, "linestyle": "", "markersize": 5}
+        ax.plot(xs, ys, **look, markeredgecolor=INK, label=column)
+        ax.plot(1, 100 * (bit[column] - nothing) / (full[column] - nothing), **look | {"markersize": 8}, mfc="none")
+        told.append(f"{column} from {ys[0]:.0f} at {xs[0]:.2g} of the steps to {ys[-1]:.0f} at {xs[-1]:.2g}")
+    ax.set(xscale="log", xlabel="share of the paper's steps (log)", ylabel="kept, %", ylim=(-12, 108))
+    ax.set_title("W1A1, MiniLM, a mark a run; hollow: BERT-base in print", fontsize=9)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.figure.set_label(f"Kept of what the teacher has above the constant answer, percent. {'; '.join(told)}.")
+    return ax
 
 
 # ------------------------------------------------------------------------------------------------ shipped models

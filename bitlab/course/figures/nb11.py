@@ -2,16 +2,16 @@
 
 import html
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
 
 import numpy as np
 from datasets import Dataset
-from IPython.display import HTML
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bitlab.course.plots import COLORS, INK, bars
+from bitlab.course.plots import COLORS, INK, Page, bars
 from bitlab.data.metrics import normalize_answer
 from bitlab.data.squad import Windows, encode_windows
 from bitlab.results import CONSTANT
@@ -194,28 +194,40 @@ def marked(row: Mapping, answer: str, known: bool = True) -> str:
     return f"<p><i>{html.escape(row['question'])}</i> {told}<br>{''.join(parts)}</p>"
 
 
+def _plain(page: str) -> str:
+    """A page in text: _underlined_, [framed]."""
+    page = re.sub(r'<span style="([^"]*)">(.*?)</span>', _brackets, page.replace("<br>", "\n  "))
+    return html.unescape(re.sub("<[^>]+>", "", re.sub("</(p|b)>", "\\g<0> ", page)))
+
+
+def _brackets(span: re.Match) -> str:
+    text = f"_{span[2]}_" if "underline" in span[1] else span[2]
+    return f"[{text}]" if "outline" in span[1] else text
+
+
 def _right(row: Mapping, answer: str) -> bool:
     return normalize_answer(answer) in map(normalize_answer, row["answers"]["text"])
 
 
-def right_and_wrong(questions, answers: Mapping[str, str], count: int = 4) -> HTML:
+def right_and_wrong(questions, answers: Mapping[str, str], count: int = 4) -> Page:
     """The first right answers in the left column, the first wrong ones in the right one."""
     columns: dict[str, list[str]] = {"right": [], "wrong": []}
     for row in questions:
         columns["right" if _right(row, answers[row["id"]]) else "wrong"].append(marked(row, answers[row["id"]]))
     heads = "".join(f"<th>{len(pages)} {name}</th>" for name, pages in columns.items())
     cells = "".join(CELL.format("".join(pages[:count])) for pages in columns.values())
-    return HTML(TABLE.format(f"{heads}</tr><tr>{cells}"))
+    text = "\n\n".join("\n".join([f"{name}:", *map(_plain, pages[:2])]) for name, pages in columns.items())
+    return Page(TABLE.format(f"{heads}</tr><tr>{cells}"), text)
 
 
-def asker(models: Mapping[str, Callable[[str, str], list[tuple[float, int, int]]]]) -> Callable[[str, str], HTML | str]:
+def asker(models: Mapping[str, Callable[[str, str], list[tuple[float, int, int]]]]) -> Callable[[str, str], Page | str]:
     """What each model answers to a question of one's own; underlined for all is the first model's answer.
 
     Args:
         models: name -> a function from question and paragraph to (score, first, last character), the best first.
     """
 
-    def ask(question: str, paragraph: str) -> HTML | str:
+    def ask(question: str, paragraph: str) -> Page | str:
         if not paragraph.strip():
             return "Write a paragraph first: there is nothing to point at."
         cells, reference = "", None
@@ -227,7 +239,7 @@ def asker(models: Mapping[str, Callable[[str, str], list[tuple[float, int, int]]
             page = marked(row, texts[0], known=bool(cells))
             others = html.escape(", ".join(texts[1:4]))
             cells += CELL.format(f"<b>{name}</b>{page}<p>next: {others}</p>")
-        return HTML(TABLE.format(cells))
+        return Page(TABLE.format(cells), _plain(cells))
 
     return ask
 
