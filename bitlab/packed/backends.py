@@ -31,7 +31,7 @@ from bitlab.packed import kernel
 VARIABLE = "BITLAB_KERNEL"
 COMPILED = ("tiles", "bytes", "popcount", "lookup")  # numbered as in kernel.c
 NAMES = ("c", *COMPILED, "int8", "float")
-FEW_TOKENS = 16  # up to so many, opening weights for tiles costs more than it saves
+FEW_TOKENS = 16  # up to so many (of b bits, a b-th of them), opening weights for tiles costs more than it saves
 NO_NUMBER = 1
 LARGE_PAGE = 1 << 21  # bytes, on most processors
 _memory = threading.local()
@@ -50,7 +50,7 @@ class Kernel:
         """Which kernel multiplies codes of so many bits, for so many tokens."""
         if self.name:
             return COMPILED.index("bytes" if self.name == "lookup" and bits > 4 else self.name)
-        if "tiles" in self.found and tokens > FEW_TOKENS:
+        if "tiles" in self.found and tokens * bits > FEW_TOKENS:
             return COMPILED.index("tiles")
         if bits <= self.planes:
             return COMPILED.index("popcount")
