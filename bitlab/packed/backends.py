@@ -164,7 +164,9 @@ def backend_status() -> tuple[str, str]:
     if "tiles" in found.found:
         return "tiles", f"AMX, and others up to {FEW_TOKENS} tokens; {why}"
     few, many = (COMPILED[found.number(bits, FEW_TOKENS)] for bits in (1, 4))
-    return few, f"up to {found.planes if few != many else 4} bits, {many if few != many else 'bytes'} above; {why}"
+    if few == many:
+        return few, f"up to 4 bits, bytes above; {why}"
+    return few, f"up to {found.planes} bits, {many} above; {why}"
 
 
 def _wanted() -> str:

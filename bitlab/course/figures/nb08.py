@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from bitlab import results
+from bitlab.bench.packed import ENCODERS
 from bitlab.course.plots import COLORS, INK, LOOK
 from bitlab.files import read_json
 from bitlab.packed.bits import pack_bits, unpack_bits
@@ -184,7 +185,8 @@ def _name(contender: str) -> str:
 
 def like_minilm() -> BertModel:
     """An encoder of MiniLM's shape with random weights, as `bitlab bench` measures it."""
-    shape = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+    width, heads, inner = ENCODERS["minilm"]
+    shape = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner, "num_hidden_layers": 6}
     return BertModel(BertConfig(vocab_size=1000, **shape), add_pooling_layer=False).eval()
 
 
