@@ -3,7 +3,7 @@
 `BITLAB_KERNEL` forces one. Unset, the kernel is chosen for each call, by the processor, the bits and the tokens:
 
     tiles      AMX tiles, weights opened to bytes in the cache
-    bytes      dot products of bytes: AVX-512 VNNI, or what the compiler finds
+    bytes      dot products of bytes: AVX-512 VNNI, NEON's, or what the compiler finds
     popcount   XOR or AND and popcount on bits
     lookup     sums of four codes, looked up by four bits of weights; codes of 8 bits by bytes
     int8       torch._int_mm, layer by layer
@@ -43,8 +43,7 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, name: str = ""):
         self.library, self.name = library, name
         self.found = [name for i, name in enumerate(COMPILED) if library.bitlab_has_kernel(i)]
-        # the most bits that planes are counted at: none where a processor counts one word at a time, but looks up
-        self.planes = 2 if library.bitlab_limit_bits(1, 1) or "lookup" not in self.found else 0
+        self.planes = library.bitlab_planes()  # the most bits that popcount is best at
 
     def number(self, bits: int, tokens: int) -> int:
         """Which kernel multiplies codes of so many bits, for so many tokens."""
@@ -165,8 +164,8 @@ def backend_status() -> tuple[str, str]:
         return "tiles", f"AMX, and others up to {FEW_TOKENS} tokens; {why}"
     few, many = (COMPILED[found.number(bits, FEW_TOKENS)] for bits in (1, 4))
     if few == many:
-        return few, f"up to 4 bits, bytes above; {why}"
-    return few, f"up to {found.planes} bits, {many} above; {why}"
+        return few, f"at 4 bits or fewer, else bytes; {why}"
+    return few, f"at {found.planes} bits or fewer, else {many}; {why}"
 
 
 def _wanted() -> str:

@@ -240,6 +240,20 @@ static int32_t multiply_row(const Codes *a, long row, const Panel *p, long colum
     memcpy(sums, &sum, sizeof sums);
     return sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+/* The same by dot products of signed fours: unsigned codes come less 128, and twice 64 make up for it. */
+static int32_t multiply_row(const Codes *a, long row, const Panel *p, long column)
+{
+    const int8x16_t less = vdupq_n_s8(a->is_unsigned ? -128 : 0), rest = vdupq_n_s8(a->is_unsigned ? 64 : 0);
+    int32x4_t sum = vdupq_n_s32(0), more = sum;
+    for (long step = 0; step < p->steps; step++)
+        for (int k = 0; k < STEP; k += 16) {
+            int8x16_t w = vld1q_s8(p->bytes + (column * p->steps + step) * STEP + k);
+            sum = vdotq_s32(sum, veorq_s8(vld1q_s8(codes_at(a, row, step) + k), less), w);
+            more = vdotq_s32(more, rest, w);
+        }
+    return vaddvq_s32(sum) + 2 * vaddvq_s32(more);
+}
 #else
 /* The same in plain loops, which compilers turn into whatever the processor has for products of bytes. */
 static int32_t multiply_row(const Codes *a, long row, const Panel *p, long column)

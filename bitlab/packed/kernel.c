@@ -467,6 +467,18 @@ int bitlab_rows(const int64_t *ids, long tokens, const uint8_t *table, const flo
 /* Whether a kernel (0 tiles, 1 bytes, 2 popcount, 3 lookup) was built and may run here. */
 int bitlab_has_kernel(int kernel) { return has_kernel(kernel); }
 
+/* The most bits of codes whose planes are counted sooner than their sums are looked up. */
+int bitlab_planes(void)
+{
+#if !defined(LOOKUP) || defined(__AVX512VPOPCNTDQ__)
+    return 2;
+#elif defined(__ARM_NEON)
+    return 1;
+#else
+    return 0; /* one word at a time */
+#endif
+}
+
 /* What this processor can do, in registers alone: `rounds` times 16 vectors of 16 lanes. For the roofline. Returns a
  * value that depends on every operation, so that none is left out. Bits: 0 where there is no vector popcount. */
 uint32_t bitlab_limit_bits(long rounds, uint32_t seed)

@@ -51,6 +51,7 @@ SIGNATURES = {
     "bitlab_linear": ([POINTER, ctypes.POINTER(Sizes), INT, POINTER, POINTER, POINTER, ctypes.c_int64], INT),
     "bitlab_rows": ([POINTER, LONG, POINTER, POINTER, LONG, LONG, POINTER], INT),
     "bitlab_has_kernel": ([INT], INT),
+    "bitlab_planes": ([], INT),
     "bitlab_limit_bits": ([LONG, ctypes.c_uint32], ctypes.c_uint32),
     "bitlab_limit_float": ([LONG, FLOAT, FLOAT], FLOAT),
 }
