@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import colors
 from matplotlib import pyplot as plt
 from tiny_models import batch, tiny, warm_up
@@ -27,11 +28,10 @@ from bitlab.course.probes import (
     readable,
     record,
     snapshot,
-    table,
     training_losses,
 )
 from bitlab.errors import BitlabError
-from bitlab.layers import Binarizer, BinaryEmbedding, BinaryLinear, ElasticBinarizer
+from bitlab.layers import Binarizer, BinaryEmbedding, BinaryLinear
 
 
 @pytest.fixture(autouse=True)
@@ -48,80 +48,51 @@ def test_colours_survive_greyscale_and_lines_differ():
     greys = sorted(np.dot(colors.to_rgb(color), [0.299, 0.587, 0.114]) for color in plots.COLORS.values())
     assert min(b - a for a, b in pairwise(greys)) > 0.12
     assert len({look["linestyle"] for look in plots.LOOK.values()}) == 4
-    cycle = [(style["color"], style["linestyle"]) for style in plt.rcParams["axes.prop_cycle"]]
-    assert {(look["color"].lstrip("#"), look["linestyle"]) for look in plots.LOOK.values()} == {
-        (color.lstrip("#"), line) for color, line in cycle
-    }
 
 
-def test_histogram_marks_levels_shares_alpha_and_beta():
-    x = torch.randn(200, 16)
-    after = elastic(x - 0.5, torch.tensor(0.7))
-    ax = plots.histogram(x, after, alpha=0.7, beta=torch.full((16,), 0.5))
-    levels = ax.containers[-1]
-    assert [round(bar.get_x() + bar.get_width() / 2, 3) for bar in levels] == [-0.7, 0.7]
-    share = (after > 0).float().mean()
-    assert f"{share:.0%}" in {text.get_text() for text in ax.texts}
-    labels = ax.get_legend_handles_labels()[1]
-    assert {"alpha = 0.7", "beta = 0.5"} <= set(labels)
-    assert ax.get_xlabel() and ax.get_ylabel()
+@pytest.mark.parametrize(("signed", "levels"), [(True, [-0.7, 0.7]), (False, [0, 0.7])])
+def test_histogram_marks_the_levels(signed, levels):
+    axes = plots.pair(torch.randn(100, 4), alpha=torch.tensor(0.7, requires_grad=True), signed=signed)
+    assert [round(bar.get_x() + bar.get_width() / 2, 3) for bar in axes[0].containers[-1]] == levels
 
 
-@pytest.mark.parametrize(("bits", "signed"), [(1, True), (1, False), (2, True), (2, False)])
-def test_surrogate_is_the_gradient_of_elastic(bits, signed):
+@pytest.mark.parametrize(
+    ("bits", "signed", "low", "high"),
+    [(1, True, -0.5, 0.5), (1, False, 0, 0.5), (2, True, -1.0, 0.5), (2, False, 0, 1.5)],
+)
+def test_surrogate_is_the_gradient_of_elastic(bits, signed, low, high):
     ax = plots.step_and_surrogate(bits, signed, alpha=0.5, beta=0.25)
     forward, gradient = (line for line in ax.lines if not line.get_label().startswith("_"))
     x = torch.tensor(forward.get_xdata())
     expected = elastic(x - 0.25, torch.tensor(0.5), bits, signed)
     assert torch.equal(torch.tensor(forward.get_ydata()), expected)
-    low, high = {(1, True): (-0.5, 0.5), (1, False): (0, 0.5), (2, True): (-1.0, 0.5), (2, False): (0, 1.5)}[
-        bits, signed
-    ]
     inside = (x - 0.25 > low + 1e-3) & (x - 0.25 < high - 1e-3)
     outside = (x - 0.25 < low - 1e-3) | (x - 0.25 > high + 1e-3)
     g = torch.tensor(gradient.get_ydata())
     assert (g[inside] == 1).all() and (g[outside] == 0).all()
 
 
-def test_pair_puts_both_in_one_figure():
-    axes = plots.pair(torch.rand(100, 4), alpha=torch.tensor(0.5, requires_grad=True), signed=False)
-    assert axes[0].figure is axes[1].figure
-    assert [round(bar.get_x() + bar.get_width() / 2, 3) for bar in axes[0].containers[-1]] == [0, 0.5]
-
-
-def test_heatmap_is_labelled_by_its_tokens():
-    ax = plots.heatmap(torch.rand(3, 3), ["a", "b", "c"])
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b", "c"]
-    plots.heatmap(torch.zeros(2, 2))  # an empty head is a picture too
-
-
-def test_bars_show_means_spread_baseline_and_control():
-    scores = {"float": 0.9, "BiT": [0.8, 0.9, 0.7], "sign": [0.5, 0.6]}
+def test_bars_show_means_spread_and_control():
+    scores = {"BiT": [0.8, 0.9, 0.7], "float": [0.8424559654370223] * 3, "sign": [0.5, 0.6]}
     ax = plots.bars(scores, baseline="float", control="sign", chance=0.5)
-    bars = ax.patches
-    assert [round(bar.get_height(), 3) for bar in bars] == [0.9, 0.8, 0.55]
-    assert colors.to_hex(bars[0].get_facecolor()) == plots.COLORS["float"].lower()
-    assert bars[2].get_hatch() and not bars[1].get_hatch()
-    whiskers = ax.collections[0].get_segments()[0][:, 1]
-    assert whiskers.tolist() == pytest.approx([0.7, 0.9])
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.8, 0.8424559654370223, 0.55])
+    assert ax.patches[2].get_hatch() and not ax.patches[1].get_hatch()
+    (whisker,) = ax.collections[0].get_segments()
+    assert whisker[:, 1].tolist() == pytest.approx([0.7, 0.9])
 
 
-def test_curves_take_values_or_steps_and_draw_into_a_given_axes():
-    _, ax = plt.subplots()
-    same = plots.curves({"student": [3, 2], "teacher": ([10, 20], [1, 1])}, {"teacher": "teacher"}, ax=ax)
-    assert same is ax
-    assert ax.lines[1].get_xdata().tolist() == [10, 20]
-    assert ax.lines[1].get_color() == plots.COLORS["teacher"]
-
-
-def test_alt_text_is_what_was_said_or_what_is_written_in_the_figure():
-    ax = plots.curves({"student": [3, 2]})
-    figure = plots.figure_of(ax)
+def test_alt_text_is_said_or_read_off_and_reaches_the_notebook():
+    figure = plots.figure_of(plots.curves({"student": [3, 2], "teacher": ([10, 20], [1, 1])}))
     assert "step" in plots.describe(figure) and "student" in plots.describe(figure)
-    plots.show([ax], alt="The loss falls\nfrom 3 to 2.")
-    assert plots.describe(figure) == "The loss falls from 3 to 2."
-    plots.show([ax])  # a helper that has said it is not overruled
-    assert plots.describe(figure) == "The loss falls from 3 to 2."
+    shell = InteractiveShell.instance()
+    try:
+        plots.use_style()
+        for said in ("The loss falls\nfrom 3 to 2.", ""):  # what has been said is not overruled
+            plots.show([figure.axes[0]], alt=said)
+            data, metadata = shell.display_formatter.format(figure)
+            assert "image/png" in data and metadata["image/png"]["alt"] == "The loss falls from 3 to 2."
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_a_picture_is_what_savefig_would_draw():
@@ -130,35 +101,22 @@ def test_a_picture_is_what_savefig_would_draw():
     assert np.array_equal(*(plt.imread(BytesIO(png)) for png in (file.getvalue(), plots.picture(figure))))
 
 
-def test_alt_text_reaches_the_notebook():
-    from IPython.core.interactiveshell import InteractiveShell
-
-    shell = InteractiveShell.instance()
-    try:
-        plots.use_style()
-        data, metadata = shell.display_formatter.format(plots.figure_of(plots.curves({"student": [3, 2]})))
-        assert "image/png" in data
-        assert "student" in metadata["image/png"]["alt"]
-    finally:
-        InteractiveShell.clear_instance()
-
-
 # Widgets
 
 
 class Draw:
-    """A draw function that remembers its calls."""
+    """A draw function that remembers its calls, and fails where alpha is 3."""
+
+    __name__ = "draw"
 
     def __init__(self):
         self.calls = []
 
-    __name__ = "draw"
-
     def __call__(self, **values):
         self.calls.append(values)
-        if values.get("alpha") == 3:
+        if values["alpha"] == 3:
             raise ValueError("three is too much")
-        return plots.curves({"line": [0, values.get("alpha", 1)]})
+        return plots.curves({"line": [0, values["alpha"]]})
 
 
 class Shown:
@@ -182,89 +140,63 @@ def shown(monkeypatch):
     return shown
 
 
-@pytest.fixture
-def live(monkeypatch, shown):
-    monkeypatch.delenv("PYTEST_VERSION")
-    monkeypatch.delenv("BITLAB_HEADLESS", raising=False)
-    return shown
-
-
 CONTROLS = {
-    "alpha": (0, 3, 1, 2),
+    "alpha": (0, 4, 1, 2),
     "beta": (0.0, 1.0, 0.1, 0.5),
     "set": ["signed", "unsigned"],
     "on": True,
     "text": "hi",
 }
-
-
 DEFAULTS = {"alpha": 2, "beta": 0.5, "set": "signed", "on": True, "text": "hi"}
+OTHERS = [{"alpha": 0}, {"alpha": 4}, {"beta": 0.0}, {"beta": 1.0}, {"set": "unsigned"}, {"on": False}]
 
 
-def test_headless_draws_once_at_the_defaults(shown, monkeypatch):
+def test_headless_draws_once_and_under_pytest_every_other_value_too(shown, monkeypatch):
+    draw, alone = Draw(), Draw()
+    explore.explore(draw, **CONTROLS)
+    *others, odd = draw.calls[1:]
+    assert others == [DEFAULTS | value for value in [*OTHERS, {"text": ""}, {"text": "not " * 600}]]
+    assert "🎬?" in odd["text"], "half an emoji is a question mark"
     monkeypatch.delenv("PYTEST_VERSION")
     monkeypatch.setenv("BITLAB_HEADLESS", "1")
-    draw = Draw()
-    explore.explore(draw, **CONTROLS)
-    assert draw.calls == [DEFAULTS]
-    assert [type(thing).__name__ for thing in shown.objects] == ["Figure"]
+    explore.explore(alone, **CONTROLS)
+    assert draw.calls[:1] == alone.calls == [DEFAULTS]
+    assert [type(thing).__name__ for thing in shown.objects] == ["Figure"] * 2
     assert not plt.get_fignums(), "a figure left open is shown twice"
 
 
-def test_under_pytest_every_other_value_is_tried_and_none_is_shown(shown):
-    draw = Draw()
-    explore.explore(draw, **CONTROLS | {"alpha": (0, 4, 1, 2)})
-    tried = [{"alpha": 0}, {"alpha": 4}, {"beta": 0.0}, {"beta": 1.0}, {"set": "unsigned"}, {"on": False}]
-    tried += [{"text": ""}, {"text": "not " * 600}, {"text": draw.calls[-1]["text"]}]
-    assert draw.calls == [DEFAULTS, *(DEFAULTS | values for values in tried)]
-    assert "🎬?" in draw.calls[-1]["text"], "half an emoji is a question mark"
-    assert [type(thing).__name__ for thing in shown.objects] == ["Figure"]
-    assert not plt.get_fignums()
-
-
-def test_under_pytest_a_text_that_cannot_be_drawn_is_an_error(shown):
-    def careful(text):
-        ax = plt.subplots()[1]
-        ax.set_title(text[:20], parse_math=False)
-        return ax
-
-    def careless(text):
-        _, ax = plt.subplots()
-        ax.set_title("$\\frac$" if text.startswith("🎬") else "fine")  # fails when it is drawn, not when it is made
-        return ax
-
-    explore.explore(careful, text="hi")
-    with pytest.raises(ValueError, match="frac"):
-        explore.explore(careless, text="hi")
+def title(text, parse):
+    _, ax = plt.subplots()
+    ax.set_title(text, parse_math=parse)  # wrong mathtext fails when it is drawn, not when it is made
+    return ax
 
 
 def test_headless_lets_errors_through(shown):
-    with pytest.raises(ValueError, match="too much"):
-        explore.explore(Draw(), alpha=(0, 3, 1, 3))
-    with pytest.raises(ValueError, match="too much"):
-        explore.explore(Draw(), alpha=(0, 3, 1, 1))
+    for alpha in ((0, 3, 1, 3), (0, 3, 1, 1)):
+        with pytest.raises(ValueError, match="too much"):
+            explore.explore(Draw(), alpha=alpha)
     with pytest.raises(BitlabError, match="returned nothing"):
         explore.explore(lambda: None)
+    explore.explore(lambda text: title(text[:20], parse=False), text="hi")
+    with pytest.raises(ValueError, match="frac"):
+        explore.explore(lambda text: title("$\\frac$" if "🎬" in text else "fine", parse=True), text="hi")
 
 
-def test_live_controls_redraw_in_place_and_show_errors(live):
+def test_live_controls_redraw_in_place_and_show_errors(shown, monkeypatch):
+    monkeypatch.delenv("PYTEST_VERSION")
+    monkeypatch.delenv("BITLAB_HEADLESS", raising=False)
     draw = Draw()
     explore.explore(draw, **CONTROLS)
-    _, box, figure = live.objects
-    assert draw.calls == [{"alpha": 2, "beta": 0.5, "set": "signed", "on": True, "text": "hi"}]
-    names = [type(field).__name__ for field in box.children]
-    assert names == ["IntSlider", "FloatSlider", "Dropdown", "Checkbox", "Text"]
-    assert [field.description for field in box.children] == ["alpha", "beta", "set", "on", "text"]
-
-    box.children[0].value = 1
-    assert draw.calls[-1]["alpha"] == 1
-    assert type(live.updates[-1]) is type(figure)
-    box.children[2].value = "unsigned"
-    assert draw.calls[-1]["set"] == "unsigned"
-    box.children[0].value = 3
-    assert "three is too much" in live.updates[-1].data
-    box.children[0].value = 0
-    assert type(live.updates[-1]) is type(figure)
+    _, box, figure = shown.objects
+    assert draw.calls == [DEFAULTS]
+    fields = {field.description: field for field in box.children}
+    names = {name: type(field).__name__ for name, field in fields.items()}
+    assert names == dict(zip(CONTROLS, ("IntSlider", "FloatSlider", "Dropdown", "Checkbox", "Text"), strict=True))
+    for name, value, works in (("alpha", 1, True), ("set", "unsigned", True), ("alpha", 3, False), ("alpha", 0, True)):
+        fields[name].value = value
+        assert draw.calls[-1][name] == value
+        assert (type(shown.updates[-1]) is type(figure)) is works
+        assert works or "three is too much" in shown.updates[-1].data
 
 
 @pytest.mark.parametrize("control", [3, (0, 1), (0, 1, 0.1, 5), (0, 1, 0, 0), [], None])
@@ -282,18 +214,19 @@ def test_record_sees_every_binarizer_call_and_leaves_no_trace():
     with record(model, keep=True) as seen:
         model(x)
         model(x)
-    model(x)
+    with pytest.raises(KeyError), record(model):
+        raise KeyError("inside")
+    assert not any(module._forward_hooks for module in model.modules())
     assert list(seen) == ["0.input_binarizer", "2.input_binarizer"]
-    first = seen["0.input_binarizer"]
-    assert len(first) == 2
-    assert torch.equal(first[0].tensor, x)
-    assert first[0].mean == pytest.approx(x.mean().item())
-    assert first[0].std == pytest.approx(x.std(correction=0).item())
-    assert first[0].positive == pytest.approx((x >= 0).float().mean().item())
-    assert first[0].alpha == pytest.approx(2 * x.abs().mean().item(), rel=1e-5)
-    p = first[0].positive
-    assert first[0].entropy == pytest.approx(-p * math.log2(p) - (1 - p) * math.log2(1 - p))
-    assert len(table(seen).splitlines()) == 3
+    first, _ = seen["0.input_binarizer"]
+    assert torch.equal(first.tensor, x)
+    assert first.mean == pytest.approx(x.mean().item())
+    assert first.std == pytest.approx(x.std(correction=0).item())
+    p = first.positive
+    assert p == pytest.approx((x >= 0).float().mean().item())
+    assert first.alpha == pytest.approx(2 * x.abs().mean().item(), rel=1e-5)
+    assert first.entropy == pytest.approx(-p * math.log2(p) - (1 - p) * math.log2(1 - p))
+    assert snapshot(torch.ones(10)).entropy == 0
 
 
 def test_record_takes_linear_layers_names_and_errors():
@@ -305,42 +238,11 @@ def test_record_takes_linear_layers_names_and_errors():
         pass
 
 
-def test_record_is_undone_after_an_error():
-    binarizer = ElasticBinarizer(4)
-
-    def broken():
-        with record(binarizer):
-            raise KeyError("inside")
-
-    with pytest.raises(KeyError):
-        broken()
-    assert not binarizer._forward_hooks
-
-
-def test_entropy_of_constant_and_balanced_bits():
-    assert snapshot(torch.ones(10)).entropy == 0
-    assert snapshot(torch.tensor([1.0, -1.0])).entropy == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "short"),
-    [
-        ("bert.encoder.layer.0.attention.self.query.input_binarizer", "layer 0 query input"),
-        ("bert.encoder.layer.11.attention.self.query_binarizer", "layer 11 query"),
-        ("bert.encoder.layer.1.attention.output.dense.input_binarizer", "layer 1 out-projection input"),
-        ("intermediate.dense.input_binarizer", "FFN-1 input"),
-        ("output.dense.input_binarizer", "FFN-2 input"),
-        ("attention.self.probs_binarizer", "probs"),
-        ("bert.pooler.dense.input_binarizer", "pooler input"),
-    ],
-)
-def test_readable_names_fit_into_a_figure(name, short):
-    assert readable(name) == short
-
-
-def test_runs_that_score_alike_have_no_spread():
-    ax = plots.bars({"teacher": [0.8424559654370223] * 3, "student": [0.1, 0.1, 0.1]})
-    assert len(ax.patches) == 2
+def test_readable_names_fit_into_a_figure_and_differ():
+    names = [name for name, module in binarize(tiny()).named_modules() if isinstance(module, Binarizer)]
+    assert len({readable(name) for name in names}) == len(names) == 21
+    assert max(len(readable(name)) for name in names) < 30
+    assert readable("bert.encoder.layer.11.attention.output.dense.input_binarizer") == "layer 11 out-projection input"
 
 
 def test_follow_keeps_what_tensors_were_at_every_call_in_training():
