@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import colors
 from matplotlib import pyplot as plt
@@ -19,6 +20,7 @@ from bitlab import DistillationTrainer, binarize
 from bitlab.attention import binary_attention
 from bitlab.binarizers import elastic
 from bitlab.course import explore, plots
+from bitlab.course.figures import parts
 from bitlab.course.probes import (
     TENSORS,
     attend,
@@ -79,6 +81,26 @@ def test_bars_show_means_spread_and_control():
     assert ax.patches[2].get_hatch() and not ax.patches[1].get_hatch()
     (whisker,) = ax.collections[0].get_segments()
     assert whisker[:, 1].tolist() == pytest.approx([0.7, 0.9])
+
+
+def test_parts_of_figures_stand_where_their_numbers_are():
+    _, axes = plt.subplots(1, 3)
+    parts.seeds(axes[0], {"one": [0.5], "two seeds": [0.2, 0.4]}, [{}, plots.CONTROL])
+    assert [bar.get_height() for bar in axes[0].patches] == pytest.approx([0.5, 0.3])
+    assert [list(line.get_ydata()) for line in axes[0].lines] == [[0.2, 0.4]]
+    parts.groups(axes[1], {"a": [1, 2], "b": [3, 4], "c": [5, 6]}, [{}, {}, plots.CONTROL])
+    bars = sorted(axes[1].patches, key=lambda bar: bar.get_x())
+    assert [bar.get_height() for bar in bars] == [1, 3, 5, 2, 4, 6]
+    assert all(a.get_x() + a.get_width() < b.get_x() for a, b in pairwise(bars))
+    parts.lying(axes[2], {"float": 4.0, "packed": 1.0}, [{}, {}], ["four", "one"])
+    assert [(text.get_text(), text.xy) for text in axes[2].texts] == [("four", (4, 0)), ("one", (1, 1))]
+    assert plots.told({"sign": [0.4, 0.6], "bits": torch.tensor(1.0)}, ".1f") == "sign 0.5; bits 1.0"
+
+
+@pytest.mark.parametrize("kind", ["html", "markdown"])
+def test_a_page_is_shown_rich_and_as_text(kind):
+    data, _ = DisplayFormatter().format(plots.Page("**rich**", "plain", kind))
+    assert data == {f"text/{kind}": "**rich**", "text/plain": "plain"}
 
 
 def test_alt_text_is_said_or_read_off_and_reaches_the_notebook():

@@ -8,15 +8,16 @@ plotting cell with `show(ax, alt="what the picture says")`; figures that only ca
 text made of their titles and labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
+from textwrap import fill
 
 import numpy as np
 import torch
-from IPython.display import HTML
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from bitlab.binarizers import elastic
@@ -28,9 +29,13 @@ LOOK = {
     "teacher": {"color": "#13795B", "linestyle": ":"},
 }
 COLORS = {role: look["color"] for role, look in LOOK.items()}
+TWO = ListedColormap(["white", COLORS["binary"]])  # for images of bits
 INK = "#222222"
 PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # under a label that lines may cross
 MARKS = {"alpha": (0, (1, 2)), "beta": (0, (5, 2))}
+CONTROL = {"facecolor": "white", "hatch": "////"}  # a bar of what must not work
+DIAMOND = {"marker": "D", "color": "white", "markeredgecolor": INK, "markersize": 5, "linestyle": ""}  # a run of yours
+GUESSING = {"color": INK, "linestyle": (0, (1, 2)), "linewidth": 1.1}  # a line at what guessing scores
 
 
 def use_style() -> None:
@@ -108,8 +113,7 @@ def histogram(before, after=None, alpha=None, beta=None, ax: Axes | None = None)
         width = 0.025 * (edges[-1] - edges[0])
         ax.bar(levels, heights, width, color=COLORS["binary"], edgecolor=INK, linewidth=0.7, label="after")
         for level, height, count in zip(levels, heights, counts) if levels.size <= 3 else ():
-            text = f"{count / values.size:.0%}"
-            ax.annotate(text, (level, height), (0, 2), textcoords="offset points", ha="center", fontsize=8, bbox=PAPER)
+            note(ax, f"{count / values.size:.0%}", (level, height), (0, 2), bbox=PAPER)
     if beta is not None:
         low, middle, high = np.percentile(_array(beta), [5, 50, 95])
         ax.axvspan(low, high, ymax=0.68, color=INK, alpha=0.12, linewidth=0)
@@ -206,8 +210,7 @@ def bars(
     for position, (name, runs) in enumerate(scores.items()):
         runs = np.atleast_1d(_array(runs))
         look = {"color": COLORS["float" if name == baseline else "binary"]}
-        if name == control or name.endswith("(control)"):
-            look = {"facecolor": "white", "hatch": "////"}
+        look = CONTROL if name == control or name.endswith("(control)") else look
         ax.bar(position, runs.mean(), width=0.62, edgecolor=INK, linewidth=0.8, **look)
         if runs.size > 1:
             # the mean of equal numbers may be rounded past them
@@ -215,12 +218,11 @@ def bars(
             ax.errorbar(position, runs.mean(), spread, color=INK, capsize=4, linewidth=1.2)
             ax.scatter(np.full(runs.size, position), runs, s=9, color=INK, zorder=3)
         text = f"{runs.mean():.3g}" if abs(runs.mean()) >= 1 else f"{runs.mean():.3f}".replace("0.", ".", 1)
-        place = {"xy": (position, runs.max()), "xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
-        ax.annotate(text, **place, fontsize=8, bbox=PAPER)
+        note(ax, text, (position, runs.max()), (0, 4), bbox=PAPER)
     if chance is not None:
-        ax.axhline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
+        ax.axhline(chance, label="chance", **GUESSING)
         ax.legend(loc="upper right", bbox_to_anchor=(1, 1.16))
-    ax.set_xticks(range(len(scores)), [name.replace(" ", "\n", 1) for name in scores])
+    below(ax, scores)
     ax.set_ylabel(ylabel)
     ax.margins(y=0.12)
     return ax
@@ -246,6 +248,23 @@ def curves(
     return ax
 
 
+def note(ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float] = (4, 0), **look) -> None:
+    """Write beside a point, or above it; `away` from it in points, to the right and up."""
+    side = {"ha": "center"} if away[1] else {"va": "center"}
+    ax.annotate(text, at, away, textcoords="offset points", **{"fontsize": 8} | side | look)
+
+
+def below(ax: Axes, names: Iterable[str]) -> None:
+    """Names under bars, over several lines."""
+    broken = [fill(name, 12, break_long_words=False) for name in names]
+    ax.set_xticks(range(len(broken)), broken)
+
+
+def told(numbers: Mapping[str, float | Sequence[float]], form: str = ".2f") -> str:
+    """ "float 0.91; sign 0.52": numbers, or the means of several, as an alt text says them."""
+    return "; ".join(f"{name} {np.mean(_array(number)):{form}}" for name, number in numbers.items())
+
+
 def _array(values) -> np.ndarray:
     """Flat float array of a tensor, an array, a number or a sequence, from any device."""
     if isinstance(values, torch.Tensor):
@@ -253,12 +272,11 @@ def _array(values) -> np.ndarray:
     return np.asarray(list(values) if isinstance(values, range) else values, dtype=float).ravel()
 
 
-class Page(HTML):
-    """HTML with a text form, for wherever none is shown."""
+class Page:
+    """What is shown rich where that can be, as HTML or Markdown, and as text elsewhere."""
 
-    def __init__(self, page: str, text: str):
-        super().__init__(page)
-        self.text = text
+    def __init__(self, rich: str, text: str, kind: str = "html"):
+        self.forms = {f"text/{kind}": rich, "text/plain": text}
 
-    def __repr__(self) -> str:
-        return self.text
+    def _repr_mimebundle_(self, **_) -> dict[str, str]:
+        return self.forms

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import nbformat
 import torch
-from IPython.display import Markdown
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bitlab.convert import binarize
 from bitlab.cost import summary
+from bitlab.course.figures.parts import lying
 from bitlab.course.lab import Lab
-from bitlab.course.plots import COLORS, INK
+from bitlab.course.plots import COLORS, CONTROL, INK, Page, note, told
 from bitlab.files import shipped
 from bitlab.models import load_tokenizer
 from bitlab.packed import load_packed, pack, save_packed
@@ -78,7 +78,7 @@ def ask(ready: Ready) -> Callable[[str], list[Axes]]:
         for place, share in enumerate((1 - kind, kind)):
             face = COLORS["binary"] if share > 0.5 else "white"
             axes[1].bar(place, share, width=0.6, color=face, edgecolor=INK)
-            axes[1].annotate(f"{share:.2f}", (place, share), (0, 3), textcoords="offset points", ha="center")
+            note(axes[1], f"{share:.2f}", (place, share), (0, 3))
         axes[1].set_xticks((0, 1), ("unkind", "kind"))
         axes[1].set(title="what it says", ylim=(0, 1.2), ylabel="probability", xlim=(-0.6, 1.6))
         axes[1].title.set_fontsize(9)
@@ -116,35 +116,21 @@ def disk(models: Mapping[str, PreTrainedModel]) -> dict[str, float]:
 def cost(mib: Mapping[str, float], seconds: Mapping[str, float]) -> list[Axes]:
     """Size and time of some models, bars from zero."""
     panels = {"MiB on disk": mib, "milliseconds a sentence": {name: 1e3 * time for name, time in seconds.items()}}
+    looks = {"float": {"color": COLORS["float"]}, "packed": {"color": COLORS["binary"]}}
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 1.7), sharey=True)
     for ax, (title, numbers) in zip(axes, panels.items()):
-        for place, (name, number) in enumerate(numbers.items()):
-            look = {"float": {"color": COLORS["float"]}, "packed": {"color": COLORS["binary"]}}
-            ax.barh(place, number, height=0.6, edgecolor=INK, **look.get(name, {"color": "white", "hatch": "////"}))
-            ax.annotate(f"{number:.3g}", (number, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        ax.set(title=title, xlim=(0, 1.2 * max(numbers.values())))
-        ax.grid(visible=False)
-    axes[0].set_yticks(range(len(mib)), mib)
-    axes[0].invert_yaxis()
-    told = "; ".join(
-        f"{title}: " + ", ".join(f"{name} {number:.3g}" for name, number in numbers.items())
-        for title, numbers in panels.items()
-    )
-    figure.set_label(f"Bars. {told}.")
+        lying(ax, numbers, [looks.get(name, CONTROL) for name in numbers], [f"{x:.3g}" for x in numbers.values()])
+        ax.set_title(title)
+    sides = ". ".join(f"{title}: {told(numbers, '.3g')}" for title, numbers in panels.items())
+    figure.set_label(f"Bars. {sides}.")
     return list(axes)
 
 
-class Table(Markdown):
-    """Markdown that is its own text form, for wherever none is shown."""
-
-    def __repr__(self) -> str:
-        return self.data
-
-
-def overview(claims: Mapping[str, str]) -> Table:
+def overview(claims: Mapping[str, str]) -> Page:
     """The series as a table: a row a notebook, with what its own budget line says."""
     rows = [f"| [{name[:2]}]({name}.ipynb) | {claim} | {_budget(name)} |" for name, claim in claims.items()]
-    return Table("\n".join(["| | what happens there | quick |", "|---|---|---|", *rows]))
+    table = "\n".join(["| | what happens there | quick |", "|---|---|---|", *rows])
+    return Page(table, table, "markdown")
 
 
 def _budget(name: str) -> str:

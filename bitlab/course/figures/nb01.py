@@ -1,12 +1,10 @@
 """The pictures of notebook 01, why one bit."""
 
 from collections.abc import Callable, Mapping
-from textwrap import fill
 
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,9 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from bitlab.config import BitConfig
 from bitlab.convert import binarize
 from bitlab.cost import Summary, summary
-from bitlab.course.plots import COLORS, INK, LOOK, bars
-
-TWO = ListedColormap(["white", COLORS["binary"]])
+from bitlab.course.figures.parts import lying
+from bitlab.course.plots import COLORS, INK, LOOK, TWO, bars, note, told
 
 
 def bits(x: Tensor, w: Tensor) -> Axes:
@@ -56,9 +53,7 @@ def on_paper(counts: Mapping[str, Summary]) -> list[Axes]:
         flops = [getattr(count, attribute) / 1e9 for count in counts.values()]
         right.plot(list(counts), flops, marker=marker, markeredgecolor=INK, label=name, **LOOK[role])
         for place, number in enumerate(flops):
-            right.annotate(
-                f"{number:.2g}", (place, number), (0, 6), textcoords="offset points", ha="center", fontsize=8
-            )
+            note(right, f"{number:.2g}", (place, number), (0, 6))
     right.set(yscale="log", ylim=(0.03, 100), ylabel="GFLOPs (log)", title="operations, 128 tokens")
     right.set_xlim(-0.4, len(counts) - 0.6)
     right.legend()
@@ -80,17 +75,9 @@ def _sizes(ax: Axes, floats: Summary, binary: Summary) -> None:
             ax.plot(before, place, "s", color=COLORS["float"], markeredgecolor=INK)
         role = "binary" if cost.one_bit_parameters else "float"
         ax.plot(cost.mib, place, "o", color=COLORS[role], markeredgecolor=INK)
-        ax.annotate(
-            f"{cost.mib:.2g}",
-            (cost.mib, place),
-            (-6, 0),
-            textcoords="offset points",
-            va="center",
-            ha="right",
-            fontsize=8,
-        )
+        note(ax, f"{cost.mib:.2g}", (cost.mib, place), (-6, 0), ha="right")
         if before > 2 * cost.mib:
-            ax.annotate(f"{before:.3g}", (before, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
+            note(ax, f"{before:.3g}", (before, place), (6, 0))
     ax.set_yticks(range(len(kinds)), [cost.kind for cost in kinds])
     ax.set(xscale="log", xlim=(0.03, 2000), ylim=(-0.6, len(kinds) - 0.4), xlabel="MiB (log)")
     ax.set_title(f"size: {floats.mib:.0f} MiB to {binary.mib:.1f}")
@@ -104,16 +91,21 @@ def cost(layers: int, width: int, length: int, precision: str) -> list[Axes]:
         model = BertForSequenceClassification(
             BertConfig(**shape, intermediate_size=4 * width, max_position_embeddings=512)
         )
+    return shrunk(f"{layers} layers of width {width}", model, precision, length)
+
+
+def shrunk(name: str, model: PreTrainedModel, precision: str, length: int) -> list[Axes]:
+    """Size and operations of a float model, which becomes one of that precision."""
     before = summary(model, length)
     after = summary(binarize(model, BitConfig.from_precision(precision)), length)
-    _, axes = plt.subplots(1, 2, figsize=(6, 1.9))
-    pairs = {"MiB": (before.mib, after.mib), "GFLOPs": (before.flops / 1e9, after.flops / 1e9)}
-    for ax, (unit, (a, b)) in zip(axes, pairs.items()):
-        ax.barh([precision, "W32A32"], [b, a], color=[COLORS["binary"], COLORS["float"]], edgecolor=INK, linewidth=0.8)
-        ax.set(xlabel=unit, title=f"{a:.3g} to {b:.3g}: {a / b:.0f} times")
-        ax.grid(visible=False)
-    told = f"{before.mib:.0f} MiB become {after.mib:.1f}, {before.flops / 1e9:.1f} GFLOPs {after.flops / 1e9:.2f}"
-    axes[0].figure.set_label(f"{layers} layers of width {width} at length {length}, {precision}: {told}.")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 1.6), sharey=True)
+    looks = ({"color": COLORS["float"]}, {"color": COLORS["binary"]})
+    panels = {"MiB": (before.mib, after.mib), "GFLOPs": (before.flops / 1e9, after.flops / 1e9)}
+    for ax, (unit, (a, b)) in zip(axes, panels.items()):
+        lying(ax, {"float": a, precision: b}, looks, (f"{a:.3g}", f"{b:.3g}"))
+        ax.set(xlabel=unit, title=f"{a / b:.3g} times less")
+    sides = ", ".join(f"{a:.3g} {unit} become {b:.3g}" for unit, (a, b) in panels.items())
+    figure.set_label(f"{name} at {precision} and length {length}: {sides}.")
     return list(axes)
 
 
@@ -161,8 +153,10 @@ def product_of_codes(codes: Tensor, signs: Tensor) -> list[Axes]:
         _write(ax, matrix)
         ax.set(xticks=[], yticks=[], title=title)
         ax.axis("off")
-    told = f"numbers from {int(product.min())} to {int(product.max())}"
-    axes[0].figure.set_label(f"Two matrices of plus and minus ones, and their product: whole {told}.")
+    least, most = int(product.min()), int(product.max())
+    axes[0].figure.set_label(
+        f"Two matrices of plus and minus ones, and their product: whole numbers from {least} to {most}."
+    )
     return list(axes)
 
 
@@ -175,8 +169,8 @@ def attention_row(words: list[str], rows: Mapping[str, Tensor]) -> list[Axes]:
         ax.set_title(name)
         ax.set_xticks(range(len(words)), words, rotation=60)
     axes[0].set_ylabel("attention")
-    told = [f"{name}, {len(set(row.tolist()))} different heights" for name, row in rows.items()]
-    axes[0].figure.set_label(f"A row of attention as bars, one a word: {'; '.join(told)}.")
+    heights = [f"{name}, {len(set(row.tolist()))} different heights" for name, row in rows.items()]
+    axes[0].figure.set_label(f"A row of attention as bars, one a word: {'; '.join(heights)}.")
     return list(axes)
 
 
@@ -184,9 +178,7 @@ def blame(scores: Mapping[str, float], chance: float) -> Axes:
     """Who breaks the model: the first score is the baseline, those whose names end in "(control)" are hatched."""
     _, ax = plt.subplots(figsize=(7.8, 2.9))
     bars(scores, baseline=next(iter(scores)), chance=chance, ax=ax)
-    ax.set_xticks(range(len(scores)), [fill(name, 13) for name in scores])
-    told = ", ".join(f"{' '.join(name.split())} {score:.2f}" for name, score in scores.items())
-    ax.figure.set_label(f"Dev accuracy: {told}; guessing {chance:.2f}.")
+    ax.figure.set_label(f"Dev accuracy: {told(scores)}; guessing {chance:.2f}.")
     return ax
 
 

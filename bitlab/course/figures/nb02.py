@@ -10,6 +10,7 @@ from torch import Tensor
 from bitlab.binarizers import elastic
 from bitlab.course import plots
 from bitlab.course.figures.nb01 import attention_row
+from bitlab.course.figures.parts import groups
 from bitlab.course.plots import COLORS, INK, LOOK
 
 __all__ = ["attention_row", "error_curves", "errors", "histograms", "sets_compared", "tensor_and_error"]
@@ -28,8 +29,8 @@ def histograms(tensors: Mapping[str, Tensor]) -> list[Axes]:
     for ax in axes[1]:
         ax.set_xlabel("value")
     axes[0, 0].legend(loc="upper left")
-    told = ", ".join(f"{name} {(x >= 0).float().mean():.0%}" for name, x in tensors.items())
-    axes[0, 0].figure.set_label(f"Histograms of four tensors and of their signs; share of signs that are plus: {told}.")
+    plus = plots.told({name: (x >= 0).float() for name, x in tensors.items()}, ".0%")
+    axes[0, 0].figure.set_label(f"Histograms of four tensors and of their signs; share of signs that are plus: {plus}.")
     return list(axes.flat)
 
 
@@ -59,8 +60,10 @@ def error_curves(tensors: Mapping[str, Tensor], best: Mapping[str, Tensor], star
         ax.set(title=title, xlabel="scale / best scale", ylim=(0, 1.7))
         ax.legend(loc="upper center", fontsize=7.5)
     axes[0].set_ylabel("relative error")
-    told = ", ".join(f"{name} {start[name] / best[name]:.2f}" for name in tensors)
-    axes[0].figure.set_label(f"Error against scale, lowest at the best scale; BiT starts at so many times it: {told}.")
+    starts = plots.told({name: start[name] / best[name] for name in tensors})
+    axes[0].figure.set_label(
+        f"Error against scale, lowest at the best scale; BiT starts at so many times it: {starts}."
+    )
     return list(axes)
 
 
@@ -70,16 +73,14 @@ CROSSED = {"facecolor": "white", "hatch": "xxxx"}  # signs, where {0, a} is oran
 def errors(found: Mapping[str, Mapping[str, float]]) -> Axes:
     """What one bit loses of four tensors: tensor -> method -> relative error."""
     _, ax = plt.subplots(figsize=(6.2, 2.6))
-    looks = (CROSSED, {"color": COLORS["binary"]}, {"facecolor": "white", "hatch": "////"})
-    for shift, (method, look) in enumerate(zip(next(iter(found.values())), looks)):
-        places = [place + 0.27 * (shift - 1) for place in range(len(found))]
-        ax.bar(places, [of[method] for of in found.values()], 0.25, edgecolor=INK, label=method, **look)
+    by_method = {method: [of[method] for of in found.values()] for method in next(iter(found.values()))}
+    groups(ax, by_method, (CROSSED, {"color": COLORS["binary"]}, plots.CONTROL))
     ax.axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"], label="all zeros")
     ax.set(title="what one bit loses of a tensor", ylabel="relative error", ylim=(0, 2.3))
     ax.set_xticks(range(len(found)), [name.replace(" ", "\n") for name in found])
     ax.legend(loc="upper left", ncols=4, columnspacing=0.8, handlelength=1.4)
-    told = "; ".join(f"{name} {min(of, key=of.get)}" for name, of in found.items())
-    ax.figure.set_label(f"Error of four tensors by set; the smallest: {told}.")
+    smallest = "; ".join(f"{name} {min(of, key=of.get)}" for name, of in found.items())
+    ax.figure.set_label(f"Error of four tensors by set; the smallest: {smallest}.")
     return ax
 
 
@@ -88,11 +89,7 @@ def sets_compared(accuracy: Mapping[str, float], chance: float) -> Axes:
     _, ax = plt.subplots(figsize=(6.2, 2.7))
     plots.bars(accuracy, baseline=next(iter(accuracy)), chance=chance, ax=ax)
     ax.patches[1].set(**CROSSED)  # as above
-    ax.set_xticks(
-        range(len(accuracy)), [name.replace(" (", "\n(").replace("its bits, ", "its bits,\n") for name in accuracy]
-    )
-    told = ", ".join(f"{name} {score:.2f}" for name, score in accuracy.items())
-    ax.figure.set_label(f"Dev accuracy with the probabilities in one bit: {told}.")
+    ax.figure.set_label(f"Dev accuracy with the probabilities in one bit: {plots.told(accuracy)}.")
     return ax
 
 

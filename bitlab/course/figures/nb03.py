@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from bitlab.course import plots
+from bitlab.course.figures.parts import seeds
 from bitlab.course.plots import COLORS, INK, LOOK
 from bitlab.course.probes import readable
 
@@ -68,9 +69,8 @@ def walks(paths: Mapping[str, Sequence[Sequence[float]]], best: Mapping[str, flo
         ax.axhline(best[name], color=INK, linestyle=plots.MARKS["beta"], label=f"best: {best[name]:.2f}")
         ax.set(xlabel="step", ylabel="alpha", title=name, ylim=(0, None))
         ax.legend(loc="upper right")
-    ends = "; ".join(
-        f"{name} from {min(p[-1] for p in of):.2f} to {max(p[-1] for p in of):.2f}" for name, of in paths.items()
-    )
+    last = {name: [path[-1] for path in several] for name, several in paths.items()}
+    ends = "; ".join(f"{name} from {min(of):.2f} to {max(of):.2f}" for name, of in last.items())
     axes[0].figure.set_label(f"Alpha over steps from four starts. It ends: {ends}.")
     return list(axes)
 
@@ -87,25 +87,16 @@ def arms(live: Mapping[str, float], stored: Mapping[str, Mapping[str, Sequence[f
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.0), sharey=True, width_ratios=(len(live), max(1, len(late))))
     early = {name: [*stored.get("120 steps", {}).get(name, ()), score] for name, score in live.items()}
     for ax, side in zip(axes, (early, late)):
-        for place, (name, scores) in enumerate(side.items()):
-            look = {"facecolor": "white", "hatch": "////"} if "control" in name else {"color": COLORS["binary"]}
-            mean = sum(scores) / len(scores)
-            ax.bar(place, mean, 0.66, edgecolor=INK, linewidth=0.8, **look)
-            dots = scores[:-1] if ax is axes[0] else scores
-            ax.plot(
-                [place] * len(dots), dots, "o", color=INK, markersize=3, label="a stored seed" if not place else "_"
-            )
-            ax.text(place, 0.06, f"{mean:.2f}", ha="center", fontsize=8, bbox=plots.PAPER)
-        ax.axhline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
-        ax.set_xticks(range(len(side)), [name.replace(", ", ",\n").replace(" (", "\n(") for name in side], fontsize=8)
+        looks = [plots.CONTROL if "control" in name else {"color": COLORS["binary"]} for name in side]
+        seeds(ax, side, looks)
+        ax.axhline(chance, label="chance", **plots.GUESSING)
         ax.set_ylim(0, 1.15)
-    diamond = {"color": "white", "markeredgecolor": INK, "markersize": 5}
-    axes[0].plot(range(len(live)), list(live.values()), "D", label="yours", **diamond)
+    axes[0].plot(range(len(live)), list(live.values()), label="yours", **plots.DIAMOND)
     axes[0].set(title="120 steps", ylabel="dev accuracy")
-    axes[0].legend(loc="upper left", ncols=3, title="bars: means", title_fontsize=8)
+    axes[0].legend(loc="upper left", ncols=2, title="bars: means, dots: stored seeds", title_fontsize=8)
     axes[1].set_title("360 steps, stored")
-    told = ("; ".join(f"{name} {sum(of) / len(of):.2f}" for name, of in side.items()) for side in (early, late))
-    figure.set_label("Dev accuracy, means over seeds. 120 steps: {}. 360 steps: {}.".format(*told))
+    sides = f"120 steps: {plots.told(early)}. 360 steps: {plots.told(late)}."
+    figure.set_label(f"Dev accuracy, means over seeds. {sides}")
     return list(axes)
 
 
@@ -150,7 +141,7 @@ def watched(
     axes[2].legend(loc="upper left", fontsize=7)
     for ax in axes:
         ax.set_xlabel("step")
-    ends = ", ".join(f"{readable(name)} {float(history[-1]):.2f}" for name, history in alphas.items())
+    ends = plots.told({readable(name): history[-1] for name, history in alphas.items()})
     axes[0].figure.set_label(
         f"Scales end at so many times a good start: {ends}. Thresholds leave zero. A latent weight drifts slowly "
         f"across the mean of its matrix, and its bit jumps once."

@@ -5,15 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitlab.course.plots import COLORS, INK, LOOK, MARKS, heatmap
+from bitlab.course.plots import COLORS, INK, LOOK, MARKS, TWO, heatmap, told
 from bitlab.course.probes import record
-
-TWO = ListedColormap(["white", COLORS["binary"]])
 
 
 def flow() -> Axes:
@@ -153,8 +150,8 @@ def widths(entropies: Mapping[str, Tensor]) -> Axes:
     ax.boxplot(keys.values(), orientation="horizontal", tick_labels=list(keys), showfliers=False, medianprops=line)
     ax.invert_yaxis()
     ax.set(xlabel="keys that a row looks at", xlim=(0, None))
-    told = "; ".join(f"{name}, {value.median():.1f}" for name, value in keys.items())
-    ax.figure.set_label(f"Box plots of how many keys a row of attention looks at. Medians: {told}.")
+    medians = told({name: value.median() for name, value in keys.items()}, ".1f")
+    ax.figure.set_label(f"Box plots of how many keys a row of attention looks at. Medians: {medians}.")
     return ax
 
 
@@ -174,6 +171,6 @@ def padding(amounts: Sequence[int], moved: Mapping[str, Sequence[float]]) -> Axe
     ax.set(xlabel="padding tokens appended", ylabel="change of the logits\n(1: one sentence to another)")
     ax.set_ylim(-0.05, None)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    told = "; ".join(f"{name}, {float(max(values)):.2f}" for name, values in moved.items())
-    ax.figure.set_label(f"Largest change of the logits when padding is appended, in standard deviations: {told}.")
+    most = told({name: max(values) for name, values in moved.items()})
+    ax.figure.set_label(f"Largest change of the logits when padding is appended, in standard deviations: {most}.")
     return ax

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from bitlab.config import BitConfig
-from bitlab.convert import binarize
-from bitlab.cost import summary
-from bitlab.course.plots import COLORS, INK, bars
+from bitlab.course.figures.nb01 import shrunk
+from bitlab.course.figures.parts import channels, lying
+from bitlab.course.plots import COLORS, GUESSING, INK, bars, told
 
 FAMILIES = {"BERT-base": "bert", "RoBERTa-base": "roberta", "ELECTRA-small": "electra", "DistilBERT": "distilbert"}
 
@@ -23,39 +22,20 @@ def empty(family: str) -> PreTrainedModel:
         return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(FAMILIES[family]))
 
 
-def words(latent: Tensor, binary: Tensor, names: Sequence[str], channels: int = 32) -> list[Axes]:
+def words(latent: Tensor, binary: Tensor, names: Sequence[str]) -> list[Axes]:
     """Rows of the word table, float and binary, their first channels."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.2, 2.5), sharey=True)
     bound = latent.detach().abs().max().item()
-    for ax, matrix, title in zip(axes, (latent, binary), ("latent rows", "what the model reads")):
-        drawn = ax.imshow(matrix.detach().cpu()[:, :channels], cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
-        ax.set(title=title, xlabel=f"channel (the first {channels} of {latent.shape[1]})")
-        ax.set_yticks(range(len(names)), names)
-        ax.grid(visible=False)
-    figure.colorbar(drawn, ax=axes, label="value")
-    figure.set_label(
+    axes = channels({"latent rows": latent, "what the model reads": binary}, names, bound)
+    axes[0].figure.set_label(
         f"Heatmaps of {len(names)} word vectors: left in float, many shades; right binary, two shades a row, and every "
         "row with a strength of its own."
     )
-    return list(axes)
+    return axes
 
 
 def cost(encoder: str, precision: str, length: int) -> list[Axes]:
-    """Size and operations of an encoder in float and in bits, on logarithmic axes."""
-    before = summary(empty(encoder), length)
-    after = summary(binarize(empty(encoder), BitConfig.from_precision(precision)), length)
-    _, axes = plt.subplots(1, 2, figsize=(7, 1.9))
-    panels = {"MiB (log)": (before.mib, after.mib), "GFLOPs (log)": (before.flops / 1e9, after.flops / 1e9)}
-    for ax, (unit, (a, b)) in zip(axes, panels.items()):
-        for place, (number, role) in enumerate(((b, "binary"), (a, "float"))):
-            ax.plot([number], [place], "o", color=COLORS[role], markeredgecolor=INK, markersize=9)
-            ax.annotate(f"{number:.3g}", (number, place), (9, 0), textcoords="offset points", va="center", fontsize=8)
-        ax.set_yticks((0, 1), (precision, "float"))
-        ax.set(xscale="log", xlabel=unit, ylim=(-0.6, 1.6), title=f"{a / b:.1f} times less")
-        ax.set_xlim(min(a, b) / 3, max(a, b) * 4)
-    told = f"{before.mib:.0f} MiB become {after.mib:.1f}, {before.flops / 1e9:.1f} GFLOPs {after.flops / 1e9:.2f}"
-    axes[0].figure.set_label(f"{encoder} at {precision} and length {length}: {told}.")
-    return list(axes)
+    """Size and operations of an encoder in float and in bits."""
+    return shrunk(encoder, empty(encoder), precision, length)
 
 
 def knows(accuracy: Mapping[str, float | list[float]], chance: float) -> Axes:
@@ -63,8 +43,7 @@ def knows(accuracy: Mapping[str, float | list[float]], chance: float) -> Axes:
     _, ax = plt.subplots(figsize=(5.6, 2.9))
     first, *_, last = accuracy
     bars(accuracy, baseline=first, control=last, chance=chance, ax=ax)
-    told = ", ".join(f"{name} {np.mean(score):.2f}" for name, score in accuracy.items())
-    ax.figure.set_label(f"Dev accuracy: {told}; guessing {chance:.2f}.")
+    ax.figure.set_label(f"Dev accuracy: {told(accuracy)}; guessing {chance:.2f}.")
     return ax
 
 
@@ -82,8 +61,8 @@ def agreement(cosines: Mapping[str, Sequence[float]]) -> Axes:
     ax.set(xlabel="after layer")
     ax.grid(visible=False)
     figure.colorbar(drawn, ax=ax, label="cosine with float")
-    told = "; ".join(f"{name} from {line[0]:.2f} to {line[-1]:.2f}" for name, line in cosines.items())
-    figure.set_label(f"A heatmap of cosines between hidden states of the float and the converted model: {told}.")
+    ends = "; ".join(f"{name} from {line[0]:.2f} to {line[-1]:.2f}" for name, line in cosines.items())
+    figure.set_label(f"A heatmap of cosines between hidden states of the float and the converted model: {ends}.")
     return ax
 
 
@@ -91,16 +70,11 @@ def alone(live: Mapping[str, float], stored: Mapping[str, float], chance: float,
     """What is left where one kind of tensor alone is binary: here, untrained, and stored, after some training."""
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.3), sharey=True)
     panels = {"here, nothing trained": (live, "dev accuracy"), "stored, 120 steps on STS-B": (stored, metric)}
+    looks = [{"color": COLORS["float"]}, *[{"color": COLORS["binary"]}] * len(live)]
     for ax, (title, (scores, label)) in zip(axes, panels.items()):
-        for place, score in enumerate(scores.values()):
-            role = "binary" if place else "float"
-            ax.barh(place, score, height=0.66, color=COLORS[role], edgecolor=INK, linewidth=0.8)
-            ax.annotate(f"{score:.2f}", (score, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        lying(ax, scores, looks, [f"{score:.2f}" for score in scores.values()])
         ax.set(title=title, xlabel=label, xlim=(0, 1.12))
-        ax.grid(visible=False)
-    axes[0].axvline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1)
-    axes[0].set_yticks(range(len(live)), live)
-    axes[0].invert_yaxis()
-    sides = ("; ".join(f"{name} {score:.2f}" for name, score in side.items()) for side in (live, stored))
-    figure.set_label("Bars: one kind of tensor binary, the rest float. Untrained: {}. Stored: {}.".format(*sides))
+    axes[0].axvline(chance, **GUESSING)
+    sides = f"Untrained: {told(live)}. Stored: {told(stored)}."
+    figure.set_label(f"Bars: one kind of tensor binary, the rest float. {sides}")
     return list(axes)

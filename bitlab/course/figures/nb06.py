@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitlab.course.plots import COLORS, INK, LOOK
+from bitlab.course.figures.parts import channels, seeds
+from bitlab.course.plots import COLORS, CONTROL, DIAMOND, GUESSING, INK, LOOK, note, told
 
 
 def margin(certainty: float, temperature: float) -> Axes:
@@ -23,9 +23,7 @@ def margin(certainty: float, temperature: float) -> Axes:
     ax.plot(x, F.softplus(-x), **LOOK["float"], label="hard label: positive")
     ax.plot(x, soft, **LOOK["teacher"], label=f"soft label: {certainty:.0%} positive")
     ax.plot(goal, soft.min(), "o", color=COLORS["teacher"])
-    ax.annotate(
-        "the teacher's margin", (goal, soft.min()), (0, 14), textcoords="offset points", ha="center", fontsize=8
-    )
+    note(ax, "the teacher's margin", (goal, soft.min()), (0, 14))
     ax.set(xlabel="student's margin: logit of positive less logit of negative", ylabel="loss of one example")
     ax.set_ylim(0, max(6.0, 2 * float(soft.min())))
     ax.legend(loc="upper right")
@@ -35,18 +33,11 @@ def margin(certainty: float, temperature: float) -> Axes:
     return ax
 
 
-def states(vectors: Mapping[str, Tensor], words: Sequence[str], channels: int = 32) -> list[Axes]:
+def states(vectors: Mapping[str, Tensor], words: Sequence[str]) -> list[Axes]:
     """Hidden states (tokens, width) of several models as heatmaps, the first channels."""
-    figure, axes = plt.subplots(1, len(vectors), figsize=(8.4, 2.6), sharey=True)
-    for ax, (name, matrix) in zip(axes, vectors.items()):
-        shades = matrix.detach().float().cpu()[:, :channels]
-        drawn = ax.imshow(shades, cmap="PuOr_r", vmin=-2.5, vmax=2.5, aspect="auto")
-        ax.set(title=name, xlabel=f"channel (first {channels})")
-        ax.set_yticks(range(len(words)), words)
-        ax.grid(visible=False)
-    figure.colorbar(drawn, ax=axes, label="value", extend="both")
-    figure.set_label(f"Heatmaps of hidden states, a row a token: {', '.join(vectors)}.")
-    return list(axes)
+    axes = channels(vectors, words, bound=2.5)
+    axes[0].figure.set_label(f"Heatmaps of hidden states, a row a token: {', '.join(vectors)}.")
+    return axes
 
 
 def padding(lengths: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Axes:
@@ -58,8 +49,8 @@ def padding(lengths: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Ax
     ax.set(xlabel="length that the batch is padded to", ylabel="change of the term, %")
     ax.margins(x=0.05, y=0.15)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    told = "; ".join(f"{name} from {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items())
-    ax.figure.set_label(f"The hidden-state term of one batch, padded further and further: {told}.")
+    ends = "; ".join(f"{name} from {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items())
+    ax.figure.set_label(f"The hidden-state term of one batch, padded further and further: {ends}.")
     return ax
 
 
@@ -83,20 +74,18 @@ def flips(rates: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Axes
     looks = [LOOK["latent"] | {"marker": "o"}, {"color": INK, "linestyle": ":", "marker": "s"}]
     for (name, values), look in zip(shares.items(), looks):
         ax.plot(rates, values, label=name, **look)
-        none = [(rate, share) for rate, share in zip(rates, values) if share == 0]
-        ax.plot(
-            [r for r, _ in none], [s for _, s in none], look["marker"], color=look["color"], markerfacecolor="white"
-        )
+        none = [rate for rate, share in zip(rates, values) if share == 0]
+        ax.plot(none, [0] * len(none), look["marker"], color=look["color"], markerfacecolor="white")
     ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=1e-4)
     ax.set_yticks([0, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["none", "0.01 %", "0.1 %", "1 %", "10 %", "all"])
     ax.set(xlabel="learning rate (log)", ylabel="bits that turn in a step", ylim=(-3e-5, 1.5))
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    told = "; ".join(
+    sides = "; ".join(
         f"{name}: {', '.join(f'{share:.2%} at {rate:g}' for rate, share in zip(rates, values))}"
         for name, values in shares.items()
     )
-    ax.figure.set_label(f"Share of bits that turn in a step. {told}.")
+    ax.figure.set_label(f"Share of bits that turn in a step. {sides}.")
     return ax
 
 
@@ -118,40 +107,21 @@ def ablation(
         real, real_title: stored correlations of a real task, for the panel on the right.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.3), width_ratios=(len(live) + 0.5, len(real) + 0.6))
-    first, *_, control = live
-    ladder = [name for name in live if name == first or name.startswith("+")]
-    places = {name: place + (name not in ladder) * 0.5 for place, name in enumerate(live)}
-    for name, score in live.items():
-        look = {"facecolor": "white", "hatch": "////"} if name == control else {"color": COLORS["binary"]}
-        look |= {} if name in ladder else {"alpha": 0.6}
-        _bar(axes[0], places[name], [*stored.get(name, ()), score], look)
-        diamond = {"color": "white", "markeredgecolor": INK, "markersize": 5}
-        axes[0].plot(places[name], score, "D", label="yours" if name == first else "_", **diamond)
-    for place, scores in enumerate(real.values()):
-        _bar(axes[1], place, scores, {"color": COLORS["binary"]})
+    first = next(iter(live))
+    orange, beside = {"color": COLORS["binary"]}, {"color": COLORS["binary"], "alpha": 0.6}
+    looks = [orange if name == first or name.startswith("+") else beside for name in live]
+    runs = {name: [*stored.get(name, ()), score] for name, score in live.items()}
+    seeds(axes[0], runs, [*looks[:-1], CONTROL])
+    seeds(axes[1], real, [orange] * len(real))
+    axes[0].plot(range(len(live)), list(live.values()), label="yours", **DIAMOND)
     axes[0].axhline(teacher, label="teacher", **LOOK["teacher"])
-    axes[0].axhline(chance, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="chance")
-    axes[0].set_xticks([*places.values()], [_broken(name) for name in live], fontsize=8)
-    axes[1].set_xticks(range(len(real)), [*real])
+    axes[0].axhline(chance, label="chance", **GUESSING)
     for ax in axes:
         ax.set_ylim(0, 1.15)
-    seeds = max(map(len, stored.values()), default=0)
-    axes[0].set(title=f"sample task: yours, and {seeds} stored seeds", ylabel="dev accuracy")
+    number = max(map(len, stored.values()), default=0)
+    axes[0].set(title=f"sample task: yours, and {number} stored seeds", ylabel="dev accuracy")
     axes[0].legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.0))
     axes[1].set(title=real_title, ylabel="correlation")
-    means = {name: np.mean([*stored.get(name, ()), score]) for name, score in live.items()}
-    sides = ("; ".join(f"{name} {np.mean(score):.2f}" for name, score in side.items()) for side in (means, real))
-    figure.set_label("Bars from zero, means over seeds. Sample task: {}. Stored, real task: {}.".format(*sides))
+    sides = f"Sample task: {told(runs)}. Stored, real task: {told(real)}."
+    figure.set_label(f"Bars from zero, means over seeds. {sides}")
     return list(axes)
-
-
-def _broken(name: str) -> str:
-    """A name over several lines, so that it fits below a bar."""
-    return name.replace("+ ", "+").replace(" ", "\n")
-
-
-def _bar(ax: Axes, place: int, scores: Sequence[float], look: dict) -> None:
-    ax.bar(place, np.mean(scores), width=0.66, edgecolor=INK, linewidth=0.8, **look)
-    ax.plot([place] * len(scores), scores, "o", color=INK, markersize=3)
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-    ax.text(place, 0.06, f"{np.mean(scores):.2f}", ha="center", fontsize=8, bbox=paper)

@@ -2,8 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
-from textwrap import fill
 
 import pandas as pd
 import torch
@@ -13,7 +11,8 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from bitlab.binarizers import elastic, levels
-from bitlab.course.plots import COLORS, INK, LOOK, PAPER, bars
+from bitlab.course.figures.parts import groups, seeds
+from bitlab.course.plots import COLORS, GUESSING, INK, LOOK, bars, note, told
 
 
 def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
@@ -41,8 +40,8 @@ def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
     ax.set(ylim=(-drop * (len(stairs) - 1) - 0.5, 0.6), xlim=(-2, width * len(stairs) - 2))
     ax.axis("off")
     lost = [((y - row).square().sum() / row.square().sum()).item() for y, _ in list(stairs.values())[1:]]
-    told = ", ".join(f"{name} loses {share:.0%}" for name, share in zip(list(stairs)[1:], lost))
-    ax.figure.set_label(f"One row of attention on a staircase, with fewer bits on each step; of its square {told}.")
+    losses = ", ".join(f"{name} loses {share:.0%}" for name, share in zip(list(stairs)[1:], lost))
+    ax.figure.set_label(f"One row of attention on a staircase, with fewer bits on each step; of its square {losses}.")
     return ax
 
 
@@ -54,21 +53,20 @@ def levels_at_change(values: Tensor, scales: Mapping[str, float]) -> list[Axes]:
     """
     positive = values[values > 0]
     _, axes = plt.subplots(1, len(scales), figsize=(9, 2.4), sharey=True)
-    told = []
+    lost: dict[str, float] = {}
     for ax, (name, alpha) in zip(axes, scales.items()):
-        y = elastic(values, torch.tensor(alpha), 1 if told else 2, signed=False)
-        error = ((y - values).square().mean() / values.square().mean()).item()
+        y = elastic(values, torch.tensor(alpha), 1 if lost else 2, signed=False)
+        lost[name] = ((y - values).square().mean() / values.square().mean()).item()
         ax.hist(positive, bins=24, color=COLORS["latent"], alpha=0.6)
         for level in y.unique():
             ax.axvline(level, color=COLORS["binary"], linewidth=2)
         ax.axvline(alpha / 2, color=INK, linestyle=(0, (5, 2)), linewidth=1, label="lowest border")
-        ax.set(xlabel="ReLU output", title=f"{name}: α = {alpha:.2f}\nloses {error:.0%} of x²")
-        told.append(f"{name} {error:.0%}")
+        ax.set(xlabel="ReLU output", title=f"{name}: α = {alpha:.2f}\nloses {lost[name]:.0%} of x²")
     axes[0].set_ylabel("how many (zeros left out)")
     axes[0].legend(loc="upper right", fontsize=7)
     axes[0].figure.set_label(
         f"The same histogram with the levels of each scale as lines, the lowest threshold dashed. "
-        f"Of the square is lost: {', '.join(told)}."
+        f"Of the square is lost: {told(lost, '.0%')}."
     )
     return list(axes)
 
@@ -80,13 +78,11 @@ def race(budgets: Mapping[str, Mapping[str, Sequence[float]]], control: str, cha
         budgets: title -> name -> scores; the first name is the teacher.
     """
     _, (axes,) = plt.subplots(1, len(budgets), figsize=(9.6, 3.1), sharey=True, squeeze=False)
-    told = []
     for ax, (title, ways) in zip(axes, budgets.items()):
         bars(ways, baseline=next(iter(ways)), control=control, chance=chance, ax=ax)
         ax.set(title=title, ylabel="dev accuracy" if ax is axes[0] else "", ylim=(0, 1.14))
-        ax.set_xticks(range(len(ways)), [fill(name, 11) for name in ways], fontsize=8)
-        told.append(title + ": " + ", ".join(f"{name} {mean(scores):.2f}" for name, scores in ways.items()))
-    axes[0].figure.set_label(f"Dev accuracy, means over seeds. {'. '.join(told)}.")
+    sides = ". ".join(f"{title}: {told(ways)}" for title, ways in budgets.items())
+    axes[0].figure.set_label(f"Dev accuracy, means over seeds. {sides}.")
     return list(axes)
 
 
@@ -110,13 +106,10 @@ def walker(runs: pd.DataFrame) -> Callable:
             steps, losses = zip(*curve)
             axes[0].plot([begin + step for step in steps], losses, **LOOK["binary"])
         for end, row in zip(itertools.accumulate([0, *found.steps[1:]]), found.itertuples()):
-            place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-            axes[1].annotate(f"{row.precision} {row.score:.3f}", (end, row.score), **place)
+            note(axes[1], f"{row.precision} {row.score:.3f}", (end, row.score), (0, 6))
         if len(straight) and len(found) > 2:
-            last = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-            axes[1].annotate(
-                f"{straight.score.iloc[-1]:.3f}", (straight.steps[1:].sum(), straight.score.iloc[-1]), **last
-            )
+            end = straight.score.iloc[-1]
+            note(axes[1], f"{end:.3f}", (straight.steps[1:].sum(), end), (0, -14))
         axes[0].set(title=f"{schedule}, alpha: {alpha}, seed {seed} (stored)", ylabel="loss")
         axes[1].set(xlabel="step of the student", ylabel="dev accuracy", ylim=(0.4, 1.1), xlim=(-45, 445))
         axes[1].legend(loc="lower left", fontsize=8)
@@ -130,45 +123,38 @@ def walker(runs: pd.DataFrame) -> Callable:
 def real_tasks(scores: Mapping[str, Mapping[str, Sequence[float]]], constant: Mapping[str, float]) -> list[Axes]:
     """Scores on real tasks, a dot a seed; the first arm of each is its teacher, a line the constant answer's score."""
     _, axes = plt.subplots(1, len(scores), figsize=(8.4, 2.8), sharey=True)
-    told = []
     for ax, (task, arms) in zip(axes, scores.items()):
         bars(arms, baseline=next(iter(arms)), ylabel="dev score (stored)", ax=ax)
-        ax.axhline(constant[task], color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="always the same answer")
+        ax.axhline(constant[task], label="always the same answer", **GUESSING)
         ax.set(title=task, ylim=(0, 1.05))
-        ax.set_xticks(range(len(arms)), [fill(name, 11) for name in arms], fontsize=7)
-        told.append(f"{task}: " + ", ".join(f"{name} {sum(s) / len(s):.2f}" for name, s in arms.items()))
     axes[-1].legend(loc="upper right", fontsize=8)
-    axes[0].figure.set_label(f"Dev scores, means over seeds. {'; '.join(told)}. Constant answers: {dict(constant)}.")
+    sides = ". ".join(f"{task}: {told(arms)}" for task, arms in scores.items())
+    axes[0].figure.set_label(f"Dev scores, means over seeds. {sides}. Constant answers: {told(constant)}.")
     return list(axes)
 
 
 def released(scores: Mapping[str, Sequence[float]]) -> Axes:
     """One step and two, by the loss as released and as corrected: "released one" and so on -> scores of seeds."""
     _, ax = plt.subplots(figsize=(6.4, 2.6))
-    words, ticks = {"one": "one step", "landing": "at two bits", "two": "two steps"}, []
-    for place, (name, seeds) in enumerate(scores.items()):
-        loss, way = name.split()
-        ticks.append(f"{words[way]}\n{loss}")
-        ax.bar(place, mean(seeds), 0.66, color=COLORS["float" if loss == "released" else "binary"], edgecolor=INK)
-        ax.plot([place] * len(seeds), seeds, "o", color=INK, markersize=3)
-        ax.text(place, 0.03, f"{mean(seeds):.2f}", ha="center", fontsize=8, bbox=PAPER)
-    ax.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    words = {"one": "one step", "landing": "at two bits", "two": "two steps"}
+    named = {f"{words[name.split()[1]]} {name.split()[0]}": runs for name, runs in scores.items()}
+    seeds(ax, named, [{"color": COLORS["float" if name.endswith("released") else "binary"]} for name in named])
     ax.set(ylabel="correlation", title="toy pairs, three stored seeds")
-    ax.figure.set_label(f"Correlation: {', '.join(f'{name} {mean(seeds):.2f}' for name, seeds in scores.items())}.")
+    ax.figure.set_label(f"Correlation: {told(named)}.")
     return ax
 
 
 def gradients(norms: Mapping[str, Mapping[str, float]]) -> Axes:
     """Gradient norms by part of the model, one group of bars for each way to compute the loss."""
     _, ax = plt.subplots(figsize=(6.4, 2.6))
-    for place, ((name, parts), role) in enumerate(zip(norms.items(), ("float", "binary"))):
-        places = [position + 0.4 * place - 0.2 for position in range(len(parts))]
-        drawn = ax.bar(places, parts.values(), 0.38, color=COLORS[role], edgecolor=INK, label=name)
+    heights = {name: list(parts.values()) for name, parts in norms.items()}
+    for drawn in groups(ax, heights, ({"color": COLORS["float"]}, {"color": COLORS["binary"]})):
         ax.bar_label(drawn, fmt="%.2g", fontsize=7, padding=2)
+    parts = next(iter(norms.values()))
     ax.set_xticks(range(len(parts)), parts)
     ax.set_ylabel("gradient norm")
     ax.margins(y=0.15)
     ax.legend(loc="upper left")
-    told = "; ".join(f"{name}: classifier {parts['classifier']:.2g}" for name, parts in norms.items())
-    ax.figure.set_label(f"Gradient norms by part of the model. {told}.")
+    sides = ". ".join(f"{name}: {told(parts, '.2g')}" for name, parts in norms.items())
+    ax.figure.set_label(f"Gradient norms by part of the model. {sides}.")
     return ax

@@ -12,12 +12,14 @@ from transformers import BertConfig, BertModel
 
 from bitlab import results
 from bitlab.bench.packed import ENCODERS
-from bitlab.course.plots import COLORS, INK, LOOK
+from bitlab.course.figures.parts import lying
+from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, LOOK, told
 from bitlab.files import read_json
 from bitlab.packed.bits import pack_bits, unpack_bits
 from bitlab.packed.layers import PackedLinear
 
 OURS = "packed"  # how the names of our contenders begin
+OTHERS = "#cfcfcf"  # bars of other engines
 
 
 def threshold(linear: PackedLinear, binarizer, turns: Tensor) -> Callable[[int], Axes]:
@@ -66,24 +68,22 @@ def damage(
     """
 
     def draw(sentence: str, layer: str, bits: int, seed: int) -> list[Axes]:
-        damaged, size = flipped(layer, bits, seed), _bits(packed.get_submodule(layer))
+        damaged, linear = flipped(layer, bits, seed), packed.get_submodule(layer)
+        size = linear.in_features * linear.out_features
         one = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=64)
         answers, after = [positive(model, one).item() for model in (packed, damaged)], positive(damaged, hundred)
         kept = (after > 0.5) == (healthy > 0.5)
         _, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), width_ratios=(4, 3))
-        faces = [COLORS["binary"], "white"]
-        bars = axes[0].barh(["undamaged", "damaged"], answers, color=faces, edgecolor=INK, height=0.5)
-        bars[1].set_hatch("////")
-        axes[0].bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        looks, said = ({"color": COLORS["binary"]}, CONTROL), dict(zip(("undamaged", "damaged"), answers))
+        lying(axes[0], said, looks, [f"{answer:.2f}" for answer in answers])
         title = f"{min(bits, size):,} of {size:,} bits flipped"
         axes[0].set(title=title, xlim=(0, 1.15), xlabel="probability of positive")
-        axes[0].invert_yaxis()
         axes[1].axline((0, 0), slope=1, color=INK, linewidth=0.7, zorder=0)
         faces = [COLORS["binary"] if same else "white" for same in kept]
         axes[1].scatter(healthy, after, s=18, c=faces, edgecolors=INK, linewidths=0.6)
-        told = f"{int(kept.sum())} of {len(kept)} answers kept"
-        axes[1].set(title=told, xlabel="undamaged", ylabel="damaged", ylim=(-0.04, 1.04))
-        axes[0].figure.set_label(f"Flipped bits move {answers[0]:.2f} to {answers[1]:.2f}; {told}.")
+        both = f"{int(kept.sum())} of {len(kept)} answers kept"
+        axes[1].set(title=both, xlabel="undamaged", ylabel="damaged", ylim=(-0.04, 1.04))
+        axes[0].figure.set_label(f"Flipped bits move {answers[0]:.2f} to {answers[1]:.2f}; {both}.")
         return list(axes)
 
     return draw
@@ -100,10 +100,6 @@ def flip(packed, layer: str, bits: int, seed: int):
     return model
 
 
-def _bits(linear: PackedLinear) -> int:
-    return linear.in_features * linear.out_features
-
-
 def size(parts: Mapping[str, float], whole: float) -> Axes:
     """What a packed model is made of, MiB by kind, on one bar; `whole` is the float model's."""
     _, ax = plt.subplots(figsize=(7, 1.6))
@@ -111,11 +107,12 @@ def size(parts: Mapping[str, float], whole: float) -> Axes:
     for (name, mib), shade in zip(parts.items(), shades):
         ax.barh(0, mib, left=left, color=shade, edgecolor=INK, label=f"{name}: {mib:.2f}")
         left += mib
-    ax.axvline(13.4, color=INK, linestyle=(0, (1, 2)), label="printed in the papers: 13.4")
+    ax.axvline(13.4, label="printed in the papers: 13.4", **GUESSING)
     ax.set(yticks=[], xlabel=f"MiB, {left:.1f} in all; in float {whole:.1f}", ylim=(-0.5, 0.5))
     ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    told = ", ".join(f"{name} {mib:.2f}" for name, mib in parts.items())
-    ax.figure.set_label(f"BERT-base in bits, one bar in MiB: {told}; the papers print 13.4, float has {whole:.0f}.")
+    ax.figure.set_label(
+        f"BERT-base in bits, one bar in MiB: {told(parts)}; the papers print 13.4, float has {whole:.0f}."
+    )
     return ax
 
 
@@ -142,38 +139,29 @@ def roofline(
         ax.plot(xs, ys, linestyle="-", linewidth=0.8, label=name, **look)
         for (tokens, _, _), x, y in zip(measured, xs, ys):
             ax.annotate(str(tokens), (x, y), (6, -9), textcoords="offset points", fontsize=7.5)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlim=reach[[0, -1]],
-        xlabel="multiply-adds for each byte that is read or written (log)",
-    )
+    ax.set(xscale="log", yscale="log", xlim=reach[[0, -1]])
+    ax.set_xlabel("multiply-adds for each byte that is read or written (log)")
     ax.set_ylabel("billion multiply-adds\na second (log)")
     ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{tokens} tokens {speed / 1e9:.1f}" for tokens, _, speed in measured)
-        for name, measured in points.items()
-    )
-    ax.figure.set_label(f"A roofline of one linear layer, billion multiply-adds a second. {told}.")
+    speeds = {name: {f"{tokens} tokens": speed / 1e9 for tokens, _, speed in of} for name, of in points.items()}
+    sides = ". ".join(f"{name}: {told(of, '.1f')}" for name, of in speeds.items())
+    ax.figure.set_label(f"A roofline of one linear layer, billion multiply-adds a second. {sides}.")
     return ax
 
 
 def milliseconds(rows: Sequence[Mapping], title: str, ax: Axes | None = None) -> Axes:
-    """Contenders of one bench, fastest below: a bar from zero each, with its factor against float32."""
+    """Contenders of one bench, the last row on top: a bar from zero each, with its factor against float32."""
     ax = ax or plt.subplots(figsize=(7, 0.7 + 0.3 * len(rows)))[1]
-    slowest = max(row["seconds"] for row in rows) * 1e3
-    for place, row in enumerate(rows):
+    looks, texts, times = [], [], {}
+    for row in reversed(rows):
         name, time = row["contender"], row["seconds"] * 1e3
-        face = COLORS["binary"] if name.startswith(OURS) else COLORS["float"] if name == "float32" else "#cfcfcf"
-        hatch = "////" if name == "fake-quant" else None
-        ax.barh(place, time, color="white" if hatch else face, hatch=hatch, edgecolor=INK, linewidth=0.8)
-        text = f"{time:.1f} ms" + ("" if name == "float32" else f", {row['ratio']:.1f} times")
-        ax.annotate(text, (time, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    ax.set_yticks(range(len(rows)), [_name(row["contender"]) for row in rows], fontsize=8)
-    ax.set(title=title, xlabel="milliseconds", xlim=(0, 1.3 * slowest))
-    ax.grid(visible=False)
-    told = ", ".join(f"{_name(row['contender'])} {row['seconds'] * 1e3:.1f}" for row in rows)
-    ax.figure.set_label(f"{title}, bars of milliseconds: {told}.")
+        face = COLORS["binary"] if name.startswith(OURS) else COLORS["float"] if name == "float32" else OTHERS
+        looks.append(CONTROL if name == "fake-quant" else {"color": face})
+        texts.append(f"{time:.1f} ms" + ("" if name == "float32" else f", {row['ratio']:.1f} times"))
+        times[_name(name)] = time
+    lying(ax, times, looks, texts)
+    ax.set(title=title, xlabel="milliseconds", xlim=(0, 1.3 * max(times.values())))
+    ax.figure.set_label(f"{title}, bars of milliseconds: {told(times, '.1f')}.")
     return ax
 
 
@@ -211,11 +199,11 @@ def engines(stored: Mapping[str, Sequence[Mapping]], most: int = 2) -> list[Axes
     chosen = dict(list(stored.items())[:most])
     rows = max(map(len, chosen.values()))
     _, axes = plt.subplots(len(chosen), 1, figsize=(7.4, len(chosen) * (0.9 + 0.27 * rows)), squeeze=False)
-    told = []
+    labels = []
     for ax, (title, measured) in zip(axes[:, 0], chosen.items()):
         milliseconds(measured, f"stored: {title}", ax)
-        told.append(ax.figure.get_label())
-    axes[0, 0].figure.set_label(" ".join(told))
+        labels.append(ax.figure.get_label())
+    axes[0, 0].figure.set_label(" ".join(labels))
     return list(axes[:, 0])
 
 
@@ -249,25 +237,14 @@ def trade(score: Mapping[str, float], mib: Mapping[str, float], ms: Mapping[str,
     """
     panels = {"accuracy on SST-2 (stored)": score, "MiB": mib, "milliseconds": ms}
     figure, axes = plt.subplots(1, 3, figsize=(9.4, 0.9 + 0.36 * len(score)), sharey=True)
+    faces = [COLORS["binary"] if name.startswith("W1") else OTHERS for name in score]
+    looks = [{"color": face} for face in (COLORS["float"], *faces[1:])]
     for ax, (title, numbers) in zip(axes, panels.items()):
-        for place, name in enumerate(score):
-            if name not in numbers:
-                ax.annotate("not stored", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-                continue
-            face = COLORS["binary"] if name.startswith("W1") else COLORS["float"] if place == 0 else "#cfcfcf"
-            ax.barh(place, numbers[name], height=0.66, color=face, edgecolor=INK, linewidth=0.8)
-            text = f"{numbers[name]:.3f}".lstrip("0") if numbers is score else f"{numbers[name]:.1f}"
-            ax.annotate(text, (numbers[name], place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-        ax.set(title=title, xlim=(0, 1.25 * max(numbers.values())))
-        ax.title.set_fontsize(9)
-        ax.grid(visible=False)
-    axes[0].axvline(0.509, color=INK, linestyle=(0, (1, 2)), linewidth=1.1)
+        texts = [f"{x:.3f}".lstrip("0") if numbers is score else f"{x:.1f}" for x in numbers.values()]
+        lying(ax, numbers, looks, texts)
+        ax.set_title(title, fontsize=9)
+    axes[0].axvline(0.509, **GUESSING)
     axes[2].set_xlabel(source.replace("(R)", ""), fontsize=7)
-    axes[0].set_yticks(range(len(score)), score)
-    axes[0].invert_yaxis()
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{numbers[name]:.3g}" for numbers in panels.values() if name in numbers)
-        for name in score
-    )
-    figure.set_label(f"Three panels of bars, accuracy, MiB and milliseconds. {told}. Guessing scores 0.509.")
+    sides = ". ".join(f"{title}: {told(numbers, '.3g')}" for title, numbers in panels.items())
+    figure.set_label(f"Three panels of bars. {sides}. Guessing scores 0.509.")
     return list(axes)

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitlab import results
+from bitlab.course.figures.parts import seeds
 from bitlab.course.lab import Lab
-from bitlab.course.plots import COLORS, INK, MARKS, PAPER
+from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, MARKS, told
 from bitlab.data import sample
 from bitlab.data.glue import encode
 from bitlab.data.tasks import TASKS
@@ -100,22 +101,15 @@ def losses(live: Mapping[str, float], stored: Mapping[str, Sequence[float]], ste
     control, nothing = list(live.items())[-1]
     _, axes = plt.subplots(1, 2, figsize=(9.4, 3.1), sharey=True, width_ratios=(len(live), len(stored) or 1))
     panels = ((f"run: {steps} steps, one seed", {k: [v] for k, v in live.items()}), ("stored: 400 steps", stored))
-    for ax, (title, bars) in zip(axes, panels):
-        for place, (name, runs) in enumerate(bars.items()):
-            points = [100 * value for value in runs]
-            look = {"facecolor": "white", "hatch": "////"} if name == control else {"color": COLORS["binary"]}
-            ax.bar(place, sum(points) / len(points), width=0.66, edgecolor=INK, linewidth=0.8, **look)
-            ax.plot([place] * len(points), points, "o", color=INK, markersize=3 * (len(points) > 1))
-            text = f"{sum(points) / len(points):.0f}"
-            ax.text(place, 2.5, text, ha="center", bbox=PAPER)
-        ax.axhline(100 * nothing, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="always the same answer")
+    for ax, (title, shares) in zip(axes, panels):
+        points = {name: [100 * share for share in runs] for name, runs in shares.items()}
+        seeds(ax, points, [CONTROL if name == control else {"color": COLORS["binary"]} for name in points], ".0f")
+        ax.axhline(100 * nothing, label="always the same answer", **GUESSING)
         ax.set(title=title, ylim=(0, 62))
-        ax.set_xticks(range(len(bars)), [name.replace(", ", "\n").replace(" ", "\n", 1) for name in bars], fontsize=8)
     axes[0].set_ylabel("points of accuracy lost")
     axes[1].legend(loc="upper right")
-    told = ", ".join(f"{name} {100 * value:.0f}" for name, value in live.items())
-    means = ", ".join(f"{name} {100 * sum(runs) / len(runs):.0f}" for name, runs in stored.items())
-    axes[0].figure.set_label(f"Points of accuracy lost. Run: {told}. Stored, means over seeds: {means or 'none'}.")
+    sides = f"Run: {told(live, '.0%')}. Stored, means over seeds: {told(stored, '.0%') or 'none'}."
+    axes[0].figure.set_label(f"Points of accuracy lost. {sides}")
     return list(axes)
 
 
@@ -183,8 +177,8 @@ def places(entropy: Mapping[str, Mapping[str, float]], most: float) -> Axes:
     ax.set_title("how much the bits depend on the sentence")
     ax.invert_yaxis()
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    told = "; ".join(f"{name}: context {values['context']:.2f}" for name, values in entropy.items())
-    ax.figure.set_label(f"Entropy of bits over sentences, by tensor and method. {told}.")
+    contexts = told({name: values["context"] for name, values in entropy.items()})
+    ax.figure.set_label(f"Entropy of bits over sentences, by tensor and method. Of contexts: {contexts}.")
     return ax
 
 

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bitlab import cli, inference, results
-from bitlab.course.plots import COLORS, INK, PAPER, Page, bars
+from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, PAPER, Page, bars, told
 from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
@@ -102,12 +103,13 @@ def row(run: Path) -> str:
 
 def scores(found: Mapping[str, float], constant: float, baseline: str, control: str, metric: str) -> Axes:
     """Scores as bars from zero, with what always the same answer scores."""
-    ax = bars({name: 100 * score for name, score in found.items()}, baseline=baseline, control=control, ylabel=metric)
-    ax.axhline(100 * constant, color=INK, linestyle=(0, (1, 2)), linewidth=1.1, label="always the same answer")
+    percent = {name: 100 * score for name, score in found.items()}
+    ax = bars(percent, baseline=baseline, control=control, ylabel=metric)
+    ax.axhline(100 * constant, label="always the same answer", **GUESSING)
     ax.set_ylim(0, 115)
     ax.legend(loc="upper right", bbox_to_anchor=(1, 1.16))
-    told = ", ".join(f"{name} {100 * score:.1f}" for name, score in found.items())
-    ax.figure.set_label(f"Dev scores in percent, bars from zero: {told}; always the same answer {100 * constant:.1f}.")
+    ends = f"{told(percent, '.1f')}; always the same answer {100 * constant:.1f}"
+    ax.figure.set_label(f"Dev scores in percent, bars from zero: {ends}.")
     return ax
 
 
@@ -124,11 +126,6 @@ class Cell:
     epochs: float
     batch: int
     names: list[str]
-
-    @property
-    def lost(self) -> float:
-        """Points, on average over the seeds, each against the teacher of its own run."""
-        return sum(self.full) / len(self.full) - sum(self.scores) / len(self.scores)
 
 
 @dataclass(frozen=True)
@@ -187,10 +184,8 @@ def table(rows: Sequence[Budget], records: Iterable[dict], published: pd.DataFra
     """
     columns = [column for column in GLUE if any(column in each.cells for each in rows)]
     by_name = {record["name"]: record for record in records}
-    head = ["", "method", "path", "options", *columns]
-    lines = [
-        [f"[{n}]", r.method, r.path, r.options, *(_shown(r.cells.get(c)) for c in columns)] for n, r in _numbered(rows)
-    ]
+    head, numbered = ["", "method", "path", "options", *columns], list(enumerate(rows, 1))
+    lines = [[f"[{n}]", r.method, r.path, r.options, *(_shown(r.cells.get(c)) for c in columns)] for n, r in numbered]
     lines.append(
         ["", "always the same answer", "", "", *(f"{CONSTANT[c]:.1f}" if c in CONSTANT else "" for c in columns)]
     )
@@ -202,13 +197,9 @@ def table(rows: Sequence[Budget], records: Iterable[dict], published: pd.DataFra
     plain = [[re.sub("<[^>]+>", " ", text).replace("&times;", "x").strip() for text in line] for line in (head, *lines)]
     page = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in line)}</tr>" for line in lines)
     page = f"<table><tr>{''.join(f'<th>{text}</th>' for text in head)}</tr>{page}</table>"
-    folded = "".join(_folded(n, r, by_name) for n, r in _numbered(rows))
+    folded = "".join(_folded(n, r, by_name) for n, r in numbered)
     page += f"<details><summary>the commands that made these rows</summary>{folded}</details>"
     return Page(page, "\n".join(aligned(plain, left=4)))
-
-
-def _numbered(rows: Sequence[Budget]) -> Iterable[tuple[int, Budget]]:
-    return enumerate(rows, 1)
 
 
 def _shown(cell: Cell | None) -> str:
@@ -225,8 +216,8 @@ def _folded(number: int, budget: Budget, records: Mapping[str, dict]) -> str:
     lines = []
     for cell in budget.cells.values():
         seeds = ", ".join(str(records[name]["seed"]) for name in cell.names)
-        lines.append(f"{results.command(records[cell.names[0]])}  # seeds {seeds}" if len(cell.names) > 1 else "")
-        lines[-1] = lines[-1] or str(results.command(records[cell.names[0]]))
+        several = f"  # seeds {seeds}" if len(cell.names) > 1 else ""
+        lines.append(f"{results.command(records[cell.names[0]])}{several}")
     return f"<p>[{number}] {budget.method} {budget.path}</p><pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
@@ -234,8 +225,7 @@ def shares(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Axes
     """What is lost of what there was to lose, a panel a question: title -> name -> task -> percent."""
     tasks = list(dict.fromkeys(task for side in panels.values() for found in side.values() for task in found))
     _, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.0), sharey=True)
-    looks = ({"color": COLORS["binary"]}, {"facecolor": "white"}, {"facecolor": "white", "hatch": "////"})
-    told = []
+    looks = ({"color": COLORS["binary"]}, {"facecolor": "white"}, CONTROL)
     for ax, (title, side) in zip(axes, panels.items()):
         thick = 0.8 / len(side)
         for turn, ((name, found), look) in enumerate(zip(side.items(), looks)):
@@ -243,29 +233,33 @@ def shares(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Axes
             ax.barh(places, found.values(), 0.9 * thick, edgecolor=INK, linewidth=0.8, label=name, **look)
             for place, share in zip(places, found.values()):
                 ax.text(max(share, 0) + 2, place, f"{share:.0f}", va="center", fontsize=7, bbox=PAPER)
-            told.append(f"{title}, {name}: " + ", ".join(f"{task} {share:.0f}" for task, share in found.items()))
-        ax.axvline(100, color=INK, linestyle=(0, (1, 2)), linewidth=1.1)
+        ax.axvline(100, **GUESSING)
         ax.set(xlim=(0, 128), xlabel="lost of what there was to lose, %")
         ax.set_title(title, fontsize=9)
         ax.legend(loc="upper right", fontsize=7, borderaxespad=0.1)
     axes[0].set_yticks(range(len(tasks)), tasks)
     axes[0].invert_yaxis()
-    axes[0].figure.set_label(f"Percent lost of what the teacher has above the constant answer. {'. '.join(told)}.")
+    sides = ". ".join(f"{title}, {n}: {told(of, '.0f')}" for title, side in panels.items() for n, of in side.items())
+    axes[0].figure.set_label(f"Percent lost of what the teacher has above the constant answer. {sides}.")
     return list(axes)
+
+
+def share_kept(score: float, full: float, nothing: float) -> float:
+    """Percent of what full precision has above the constant answer, which knows nothing, that a score keeps."""
+    return 100 * (score - nothing) / (full - nothing)
 
 
 def share_lost(row: Budget) -> dict[str, float]:
     """Task -> percent of what the teachers of a measured row have above the constant answer that its students lost.
     Tasks whose teacher has hardly learned anything are left out."""
-    above = {column: sum(cell.full) / len(cell.full) - CONSTANT[column] for column, cell in row.cells.items()}
-    return {c: 100 * cell.lost / above[c] for c, cell in row.cells.items() if above[c] > LEARNED}
+    means = {column: (mean(cell.scores), mean(cell.full), CONSTANT[column]) for column, cell in row.cells.items()}
+    return {c: 100 - share_kept(*of) for c, of in means.items() if of[1] - of[2] > LEARNED}
 
 
 def share_lost_in_print(published: pd.DataFrame, columns: Iterable[str]) -> dict[str, dict[str, float]]:
     """The same of published rows, the first of them in full precision: method -> task -> percent."""
     full, *printed = published.to_dict("records")
-    above = {column: full[column] - CONSTANT[column] for column in columns}
-    return {row["method"]: {c: 100 * (full[c] - row[c]) / above[c] for c in above} for row in printed}
+    return {row["method"]: {c: 100 - share_kept(row[c], full[c], CONSTANT[c]) for c in columns} for row in printed}
 
 
 def with_time(runs: pd.DataFrame, published: pd.DataFrame) -> Axes:
@@ -279,24 +273,24 @@ def with_time(runs: pd.DataFrame, published: pd.DataFrame) -> Axes:
     names = {task: column for column, (task, _) in GLUE.items()}
     looks = {"SST-2": ("o", COLORS["binary"]), "STS-B": ("s", COLORS["latent"]), "MRPC": ("D", COLORS["float"])}
     looks["CoLA"] = ("^", COLORS["teacher"])
-    told = []
+    ends = []
     for column, (marker, color) in looks.items():
         points, nothing = [], CONSTANT[column]
         for _, run in runs[runs.task.map(names) == column].groupby("name"):
             metrics = GLUE[column][1]
-            teacher, last = (100 * run[metrics].mean(axis=1).iloc[place] - nothing for place in (0, -1))
+            teacher, *_, last = 100 * run[metrics].mean(axis=1)
             task, sizes = get_task(run.task.iloc[0]), run.seen.iloc[-1] / run.epochs.iloc[1:].sum()
             steps = task.epochs * sizes / task.batch_size
-            points.append((run.total_steps.iloc[-1] / steps, 100 * last / teacher))
+            points.append((run.total_steps.iloc[-1] / steps, share_kept(last, teacher, nothing)))
         xs, ys = zip(*sorted(points))
         look = {"marker": marker, "color": color, "linestyle": "", "markersize": 5}
         ax.plot(xs, ys, **look, markeredgecolor=INK, label=column)
-        ax.plot(1, 100 * (bit[column] - nothing) / (full[column] - nothing), **look | {"markersize": 8}, mfc="none")
-        told.append(f"{column} from {ys[0]:.0f} at {xs[0]:.2g} of the steps to {ys[-1]:.0f} at {xs[-1]:.2g}")
+        ax.plot(1, share_kept(bit[column], full[column], nothing), **look | {"markersize": 8}, mfc="none")
+        ends.append(f"{column} from {ys[0]:.0f} at {xs[0]:.2g} of the steps to {ys[-1]:.0f} at {xs[-1]:.2g}")
     ax.set(xscale="log", xlabel="share of the paper's steps (log)", ylabel="kept, %", ylim=(-12, 108))
     ax.set_title("W1A1, MiniLM, a mark a run; hollow: BERT-base in print", fontsize=9)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    ax.figure.set_label(f"Kept of what the teacher has above the constant answer, percent. {'; '.join(told)}.")
+    ax.figure.set_label(f"Kept of what the teacher has above the constant answer, percent. {'; '.join(ends)}.")
     return ax
 
 

@@ -4,17 +4,18 @@ import html
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from textwrap import fill
 
 import numpy as np
 from datasets import Dataset
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bitlab.course.plots import COLORS, INK, Page, bars
+from bitlab.course.figures.nb10 import share_kept
+from bitlab.course.figures.parts import groups
+from bitlab.course.plots import COLORS, CONTROL, INK, Page, bars, told
 from bitlab.data.metrics import normalize_answer
 from bitlab.data.squad import Windows, encode_windows
-from bitlab.results import CONSTANT
+from bitlab.results import CONSTANT, GLUE
 
 TABLE = '<table style="text-align:left;font-size:90%;width:100%"><tr>{}</tr></table>'
 CELL = '<td style="width:50%;vertical-align:top;text-align:left">{}</td>'
@@ -33,8 +34,8 @@ def windows(tokens: int, places: Sequence[tuple[int, int]], answer: tuple[int, i
     ax.set(xlim=(0, 1.25 * tokens), xlabel="token of the paragraph")
     ax.invert_yaxis()
     ax.grid(visible=False)
-    told = ", ".join(f"{begin} to {end}" for begin, end in places)
-    ax.figure.set_label(f"A paragraph of {tokens} tokens is read through windows that overlap: tokens {told}.")
+    ends = ", ".join(f"{begin} to {end}" for begin, end in places)
+    ax.figure.set_label(f"A paragraph of {tokens} tokens is read through windows that overlap: tokens {ends}.")
     return ax
 
 
@@ -60,14 +61,12 @@ def sureness(row: Mapping, models: Mapping[str, tuple], most: int = 40) -> list:
         words = [row["context"][a:b] for a, b in offsets[0][inside]]
         odds = [np.exp(logits[0][: len(offsets[0])] - logits[0].max()) for logits in (starts, ends)]
         start, end = ((odd / odd.sum())[inside] for odd in odds)
-        x = np.arange(len(words))
-        ax.bar(x - 0.2, start, 0.4, color=COLORS[role], edgecolor=INK, linewidth=0.6, label="start")
-        ax.bar(x + 0.2, end, 0.4, fc="white", ec=COLORS[role], hatch="////", linewidth=1, label="end")
+        groups(ax, {"start": start, "end": end}, ({"color": COLORS[role]}, CONTROL | {"edgecolor": COLORS[role]}))
         ax.set(ylim=(0, 1.08), ylabel="probability")
         ax.set_title(name, loc="left", fontsize=9)
         ax.legend(loc="lower right", ncols=2, fontsize=8, bbox_to_anchor=(1, 1.0))
         peaks.append(f"{name}: starts at {words[start.argmax()]!r}, ends at {words[end.argmax()]!r}")
-    axes[-1].set_xticks(x, words, rotation=60, ha="right", fontsize=7)
+    axes[-1].set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=7)
     title = f"{row['question']}  right: {row['answers']['text'][0]}"
     axes[0].figure.suptitle(title, x=0.1, ha="left", fontsize=9, style="italic")
     axes[0].figure.set_label(f"Probability of start and end for each word. Surest, {'; '.join(peaks)}.")
@@ -83,9 +82,7 @@ def scores(found: Mapping[str, Mapping[str, float]], baseline: str, control: str
         bars(shown, baseline=baseline, control=control, ylabel="", ax=ax)
         ax.patches[-1].set(facecolor="white", edgecolor=INK)  # no model, no bits
         ax.set_title(title)
-        ax.set_xticks(range(len(shown)), [fill(name, 11) for name in shown], fontsize=7)
-    told = ", ".join(f"{name} {100 * metrics['f1']:.0f}" for name, metrics in found.items())
-    axes[0].figure.set_label(f"Exact match and F1 in percent. F1: {told}.")
+    axes[0].figure.set_label(f"Exact match and F1 in percent. F1: {told(shown, '.0f')}.")
     return list(axes)
 
 
@@ -100,23 +97,21 @@ def edges(measured: Mapping[str, Mapping], words) -> list[Axes]:
     hesitation = {name: float(seen["words"].mean()) for name, seen in measured.items()}
     bars(hesitation, baseline="teacher", control=[*measured][-1], ylabel="words, mean", ax=left)
     left.set_title("hesitates between", fontsize=9)
-    left.set_xticks(range(len(measured)), [fill(name, 9) for name in measured], fontsize=7)
     lengths = sorted(set(words.tolist()), key=words.tolist().count)[::-1][:4]
     lengths.sort()
-    for place, (name, role) in enumerate(zip([*measured][:2], ("float", "binary"))):
-        seen = measured[name]
-        groups = [[seen[edge][words == length].float() for edge in ("start", "end")] for length in lengths]
-        both = [100 * (start * end).mean().item() for start, end in groups]
-        apart = [100 * (start.mean() * end.mean()).item() for start, end in groups]
-        x = np.arange(len(lengths)) + 0.4 * place - 0.2
-        right.bar(x, both, 0.4, color=COLORS[role], edgecolor=INK, linewidth=0.5, label=name)
-        label = "if they failed apart" if place else None
-        right.plot(x, apart, "o", mfc="white", mec=INK, ms=5, label=label)
+    both, apart = {}, []
+    for name in [*measured][:2]:
+        edge = {e: [measured[name][e][words == length].float() for length in lengths] for e in ("start", "end")}
+        both[name] = [100 * (start * end).mean().item() for start, end in zip(*edge.values())]
+        apart += [100 * (start.mean() * end.mean()).item() for start, end in zip(*edge.values())]
+    drawn = groups(right, both, ({"color": COLORS["float"]}, {"color": COLORS["binary"]}))
+    centres = [bar.get_x() + bar.get_width() / 2 for each in drawn for bar in each]
+    right.plot(centres, apart, "o", mfc="white", mec=INK, ms=5, label="if they failed apart")
     right.set_xticks(range(len(lengths)), [f"{n}\n({(words == n).sum()})" for n in lengths], fontsize=7)
     right.set(ylim=(0, 105), ylabel="both edges right, %", xlabel="tokens of the answer (questions)")
     right.legend(loc="lower center", ncols=3, fontsize=7, bbox_to_anchor=(0.5, 1.0), columnspacing=0.8)
-    told = ", ".join(f"{name} {count:.1f}" for name, count in hesitation.items())
-    left.figure.set_label(f"Words hesitated between, mean: {told}; and both edges right, by the length of the answer.")
+    means = told(hesitation, ".1f")
+    left.figure.set_label(f"Words hesitated between, mean: {means}; and both edges right, by the length of the answer.")
     return [left, right]
 
 
@@ -135,24 +130,20 @@ def kept_above_constant(stored, glue, squad) -> dict[str, dict[str, float]]:
     Args:
         stored: as of `bitlab.results.load`. glue, squad: as of `bitlab.results.published`.
     """
-    last = stored[stored.name.str.fullmatch(r".*-bit-minilm-W1A1-relative-seed0")]
-    by_bits = {bits: last[last.precision == bits].set_index("task") for bits in ("W32A32", "W1A1")}
-    papers = {bits: {} for bits in by_bits}
-    for table in (glue, squad):
-        for bits, method in (("W32A32", "full precision"), ("W1A1", "BiT")):
-            papers[bits] |= table[(table.precision == bits) & (table.method == method)].iloc[-1].to_dict()
-    kept: dict[str, dict[str, float]] = {"published": {}, "stored": {}}
-    for task in ("SST-2", "STS-B", "CoLA"):
-        nothing = CONSTANT[task]
-        floats, binary = (papers[bits][task] - nothing for bits in by_bits)
-        kept["published"][task] = 100 * binary / floats
-        floats, binary = (100 * by_bits[bits].score[task.lower().replace("-", "")] - nothing for bits in by_bits)
-        kept["stored"][task] = 100 * binary / floats
-    for title, metric in (("SQuAD F1", "f1"), ("SQuAD EM", "exact_match")):
-        column = title.split()[1]
-        kept["published"][title] = 100 * papers["W1A1"][column] / papers["W32A32"][column]
-        kept["stored"][title] = 100 * by_bits["W1A1"][metric]["squad"] / by_bits["W32A32"][metric]["squad"]
-    return kept
+    runs = stored[stored.name.str.fullmatch(r".*-bit-minilm-W1A1-relative-seed0")]
+    papers, ours = {}, {}
+    for bits, method in (("W32A32", "full precision"), ("W1A1", "BiT")):
+        rows = [table[(table.precision == bits) & (table.method == method)].iloc[-1] for table in (glue, squad)]
+        papers[bits] = rows[0].to_dict() | rows[1].add_prefix("SQuAD ").to_dict()
+        by_task = runs[runs.precision == bits].set_index("task")
+        ours[bits] = {title: 100 * by_task.score[GLUE[title][0]] for title in ("SST-2", "STS-B", "CoLA")}
+        ours[bits] |= {"SQuAD F1": 100 * by_task.f1["squad"], "SQuAD EM": 100 * by_task.exact_match["squad"]}
+
+    def share(of: Mapping, title: str) -> float:
+        return share_kept(of["W1A1"][title], of["W32A32"][title], CONSTANT.get(title, 0.0))
+
+    sides = {"published": papers, "stored": ours}
+    return {name: {title: share(of, title) for title in ours["W1A1"]} for name, of in sides.items()}
 
 
 def kept(shares: Mapping[str, Mapping[str, float]]) -> list[Axes]:
@@ -163,12 +154,9 @@ def kept(shares: Mapping[str, Mapping[str, float]]) -> list[Axes]:
         bars(found, ylabel="kept above constant, %", ax=ax)
         ax.set(ylim=(0, 112))
         ax.set_title(titles[name], fontsize=9)
-        ax.tick_params(axis="x", labelsize=8)
     axes[1].set_ylabel("")
-    told = "; ".join(
-        f"{n}: " + ", ".join(f"{task} {x:.0f}" for task, x in found.items()) for n, found in shares.items()
-    )
-    axes[0].figure.set_label(f"Of what full precision has above the constant answer, W1A1 keeps in percent. {told}.")
+    sides = ". ".join(f"{name}: {told(found, '.0f')}" for name, found in shares.items())
+    axes[0].figure.set_label(f"Of what full precision has above the constant answer, W1A1 keeps in percent. {sides}.")
     return list(axes)
 
 

@@ -1,0 +1,56 @@
+"""What figures of several notebooks are made of: bars in rows, in groups and lying, and vectors as heatmaps."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
+from torch import Tensor
+
+from bitlab.course.plots import INK, PAPER, below, note
+
+CHANNELS = 32  # of a vector that are drawn
+
+
+def seeds(ax: Axes, scores: Mapping[str, Sequence[float]], looks: Iterable[Mapping], form: str = ".2f") -> None:
+    """Methods side by side: a bar at the mean, which stands at its foot, and a dot for each of several runs."""
+    for place, (runs, look) in enumerate(zip(scores.values(), looks)):
+        ax.bar(place, np.mean(runs), width=0.66, edgecolor=INK, linewidth=0.8, **look)
+        if len(runs) > 1:
+            ax.plot([place] * len(runs), runs, "o", color=INK, markersize=3)
+        foot = {"transform": ax.get_xaxis_transform(), "ha": "center", "fontsize": 8, "bbox": PAPER}
+        ax.text(place, 0.05, f"{np.mean(runs):{form}}", **foot)
+    below(ax, scores)
+
+
+def groups(ax: Axes, series: Mapping[str, Sequence[float]], looks: Iterable[Mapping]) -> list[BarContainer]:
+    """A group of bars at every place, one of each series, which are as long as there are places."""
+    wide, drawn = 0.8 / len(series), []
+    for turn, ((name, values), look) in enumerate(zip(series.items(), looks)):
+        places = np.arange(len(values)) + wide * (turn - (len(series) - 1) / 2)
+        drawn.append(ax.bar(places, values, 0.95 * wide, label=name, **{"edgecolor": INK, "linewidth": 0.8} | look))
+    return drawn
+
+
+def lying(ax: Axes, numbers: Mapping[str, float], looks: Iterable[Mapping], texts: Iterable[str]) -> None:
+    """Horizontal bars from zero, the first on top, with a text at the end of each."""
+    for place, (number, look, text) in enumerate(zip(numbers.values(), looks, texts)):
+        ax.barh(place, number, height=0.66, edgecolor=INK, linewidth=0.8, **look)
+        note(ax, text, (number, place))
+    ax.set_yticks(range(len(numbers)), numbers)
+    ax.set(xlim=(0, 1.25 * max(numbers.values())), ylim=(len(numbers) - 0.4, -0.6))
+    ax.grid(visible=False)
+
+
+def channels(panels: Mapping[str, Tensor], words: Sequence[str], bound: float) -> list[Axes]:
+    """The first channels of vectors, one a word, as heatmaps violet below zero and orange above."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.3, 2.6), sharey=True)
+    for ax, (title, vectors) in zip(axes, panels.items()):
+        shown = vectors.detach().float().cpu()[:, :CHANNELS]
+        drawn = ax.imshow(shown, cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
+        ax.set(title=title, xlabel=f"channel (the first {CHANNELS} of {vectors.shape[1]})")
+        ax.set_yticks(range(len(words)), words)
+        ax.grid(visible=False)
+    figure.colorbar(drawn, ax=axes, label="value", extend="both")
+    return list(axes)
