@@ -9,7 +9,6 @@ module inside) the module's own runs, on packed weights, with the same results.
 """
 
 import functools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,85 +16,64 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPa
 from transformers.utils import output_capturing
 
 from bitlab.attention import BinaryMPNetAttention
-from bitlab.encoders import layer_parts
+from bitlab.encoders import LayerParts, layer_parts
 from bitlab.layers import ElasticBinarizer
 from bitlab.packed import backends
-from bitlab.packed.layers import PackedLinear, check_input, point
-
-KINDS = ("query", "key", "value")
+from bitlab.packed.layers import PackedLinear, Source, check_input, point
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The modules of an encoder layer by what they do."""
-
-    attention: nn.Module
-    heads: int
-    projections: tuple[PackedLinear, ...]
-    out: PackedLinear
-    out_norm: nn.LayerNorm
-    first: PackedLinear
-    second: PackedLinear
-    second_norm: nn.LayerNorm
-
-    @property
-    def linears(self) -> tuple[PackedLinear, ...]:
-        return *self.projections, self.out, self.first, self.second
-
-    @property
-    def binarizers(self) -> list[ElasticBinarizer]:
-        own = [getattr(self.attention, f"{name}_binarizer") for name in (*KINDS, "probs")]
-        return own + [linear.input_binarizer for linear in self.linears]
-
-    @property
-    def width(self) -> int:
-        return self.out.out_features
-
-    def fusable(self) -> bool:
-        if not all(isinstance(linear, PackedLinear) for linear in self.linears):
-            return False
-        norms = self.out_norm, self.second_norm
-        return self.out_norm.eps == self.second_norm.eps and all(n.elementwise_affine for n in norms)
-
-    def sources(self) -> list[tuple[dict, str, torch.dtype, int]]:
-        """What the kernel's `Layer` points to: where each tensor is found, its type and how many numbers it has."""
-        found = [source for linear in self.linears for source in linear.sources()]
-        for binarizer in self.binarizers[:4]:
-            found.append((binarizer._parameters, "alpha", torch.float32, 1))
-            found.append((binarizer._parameters, "beta", torch.float32, self.width))
-        for norm in (self.out_norm, self.second_norm):
-            found += [(norm._parameters, name, torch.float32, self.width) for name in ("weight", "bias")]
-        return found
-
-
-def parts(layer: nn.Module) -> Parts | None:
-    """The parts of an encoder layer that can run fused, or None."""
-    found = layer_parts(layer)
-    if found is None or not all(isinstance(linear, PackedLinear) for linear in found.linears):
+def fusable(layer: nn.Module) -> LayerParts | None:
+    """The parts of an encoder layer that can run from codes to codes, None if it can't."""
+    parts = layer_parts(layer)
+    if parts is None or not all(isinstance(linear, PackedLinear) for linear in parts.linears):
         return None
     decodes = getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False)
-    biased = isinstance(found.attention, BinaryMPNetAttention)  # scores of every distance of two tokens have their own
-    if decodes or biased or not isinstance(found.activation, nn.ReLU) or found.out_norm is None:
+    biased = isinstance(parts.attention, BinaryMPNetAttention)  # scores of every distance of two tokens have their own
+    if decodes or biased or not isinstance(parts.activation, nn.ReLU) or parts.out_norm is None:
         return None
-    heads = found.out.in_features // found.attention.attention_head_size
-    rest = (found.out, found.out_norm, found.first, found.second, found.second_norm)
-    return Parts(found.attention, heads, found.projections, *rest)
+    same_norms = parts.out_norm.eps == parts.second_norm.eps
+    affine = parts.out_norm.elementwise_affine and parts.second_norm.elementwise_affine
+    return parts if same_norms and affine else None
+
+
+def sources_of(parts: LayerParts) -> list[Source]:
+    """What the kernel's `Layer` points to."""
+    width, numbers = parts.out.out_features, torch.float32
+    found = [source for linear in parts.linears for source in linear.sources()]
+    for binarizer in attention_binarizers(parts):
+        found.append((binarizer._parameters, "alpha", numbers, 1))
+        found.append((binarizer._parameters, "beta", numbers, width))
+    for norm in (parts.out_norm, parts.second_norm):
+        found += [(norm._parameters, name, numbers, width) for name in ("weight", "bias")]
+    return found
+
+
+def attention_binarizers(parts: LayerParts) -> list[ElasticBinarizer]:
+    return [getattr(parts.attention, f"{name}_binarizer") for name in ("query", "key", "value", "probs")]
+
+
+def sizes_of(parts: LayerParts) -> dict[str, float]:
+    """What the kernel's `Sizes` says of a layer."""
+    sizes = {"width": parts.out.out_features, "inner": parts.first.out_features}
+    sizes["heads"] = parts.out.in_features // parts.attention.attention_head_size
+    return sizes | {"scaling": parts.attention.scaling, "eps": parts.out_norm.eps}
 
 
 class Sources:
     """Where the tensors of layers that follow each other are found. Copies and pickles of a module start without."""
 
     def __init__(self, layers: list[nn.Module], whole: bool = False):
-        found = [parts(layer) for layer in layers]
+        found = [fusable(layer) for layer in layers]
         self.first, self.count = found[0], len(found)
+        self.alike = all(sizes_of(parts) == sizes_of(self.first) for parts in found)
         everything = [module for layer in layers for module in layer.modules()]
         passed = [module for module in everything if whole or module not in layers]  # whose forward is not called
         children = [(module._modules, name) for module in everything for name in module._modules]
         self.children = [(places, name, places[name]) for places, name in children]
-        self.tensors = [source for part in found for source in part.sources()]
-        self.binarizers = [binarizer for part in found for binarizer in part.binarizers]
+        self.tensors = [source for parts in found for source in sources_of(parts)]
+        self.binarizers = [binarizer for parts in found for binarizer in attention_binarizers(parts)]
+        self.binarizers += [linear.input_binarizer for parts in found for linear in parts.linears]
         self.hooks = [hooks for module in passed for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-        self.same = len({(part.first.out_features, part.heads, part.width, part.out_norm.eps) for part in found}) == 1
 
     def unchanged(self) -> bool:
         """Whether the layers are still made of the same modules."""
@@ -104,7 +82,7 @@ class Sources:
     def bits(self) -> int | None:
         """Bits of all activations; None where they differ, or where somebody hooked into a layer."""
         bits = {binarizer.bits for binarizer in self.binarizers}
-        return bits.pop() if self.same and len(bits) == 1 and bits <= {1, 2, 4, 8} and not self.hooked() else None
+        return bits.pop() if self.alike and len(bits) == 1 and bits <= {1, 2, 4, 8} and not self.hooked() else None
 
     def hooked(self) -> bool:
         """Whether a module that is passed over has a hook, transformers' own excepted."""
@@ -125,15 +103,13 @@ def run(sources: Sources, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
         return None  # the float model may not take it
     kernel, bits = backends.compiled_for(hidden), sources.bits()
     found = point(sources.tensors) if kernel and bits else None
-    first, (batch, length, width) = sources.first, hidden.shape
-    mask = additive(mask, (batch, first.heads, length, length))
-    if found is None or mask is False or width != first.width:
+    layer, (batch, length, width) = sizes_of(sources.first), hidden.shape
+    mask = additive(mask, (batch, layer["heads"], length, length))
+    if found is None or mask is False or width != layer["width"]:
         return None
     x = hidden.detach().clone(memory_format=torch.contiguous_format)
-    strides = (0, 0, 0) if mask is None else mask.stride()[:3]
-    sizes = kernel.sizes(bits, batch * length, batch=batch, length=length, width=width, heads=first.heads)
-    sizes.inner, sizes.scaling, sizes.eps = first.first.out_features, first.attention.scaling, first.out_norm.eps
-    sizes.mask_example, sizes.mask_head, sizes.mask_query = strides
+    sizes = kernel.sizes(bits, batch * length, batch=batch, length=length, **layer)
+    sizes.mask_example, sizes.mask_head, sizes.mask_query = (0, 0, 0) if mask is None else mask.stride()[:3]
     pointers, _held = found
     return x if kernel.encoder(pointers, sources.count, sizes, x, mask) else None
 
@@ -176,7 +152,7 @@ class Fused:
 
 class FusedLayer(Fused):
     def _sources(self) -> Sources | None:
-        return Sources([self]) if is_fusable(self) else None
+        return Sources([self]) if fusable(self) else None
 
     def _output(self, hidden: Tensor):
         return hidden
@@ -190,23 +166,17 @@ class FusedEncoder(Fused):
 
     def _sources(self) -> Sources | None:
         layers = list(self.layer)
-        return Sources(layers, whole=True) if layers and all(map(is_fusable, layers)) else None
+        return Sources(layers, whole=True) if layers and all(map(fusable, layers)) else None
 
     def _output(self, hidden: Tensor):
         kind = BaseModelOutput if hasattr(self, "n_layers") else BaseModelOutputWithPastAndCrossAttentions
         return kind(last_hidden_state=hidden)
 
 
-def is_fusable(layer: nn.Module) -> bool:
-    """Whether a layer can run from codes to codes."""
-    found = parts(layer)
-    return found is not None and found.fusable()
-
-
 def fuse(model: nn.Module) -> None:
     """Let a model's encoder layers run fused, and encoders of such layers alone as a whole."""
     for module in list(model.modules()):
-        if is_fusable(module):
+        if fusable(module):
             module.__class__ = _fused(FusedLayer, type(module))
     for module in list(model.modules()):
         layers = getattr(module, "layer", None)

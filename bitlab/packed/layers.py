@@ -14,6 +14,9 @@ from bitlab.packed.bits import pack_bits, unpack_signs
 from bitlab.products import int8_product_takes
 from bitlab.upstream import int8_product
 
+# Where a tensor that the kernel reads is found (a module's dictionary, its name there), its type and how many numbers.
+Source = tuple[dict, str, torch.dtype, int]
+
 
 class PackedLinear(nn.Module):
     """A linear layer whose weights are bits: `y = (a m) (codes(x) codes(W)^T) + bias`, as `BinaryLinear` computes it.
@@ -42,8 +45,8 @@ class PackedLinear(nn.Module):
         """a m, one number."""
         return self.input_binarizer.scale() * self.weight_scale
 
-    def sources(self) -> list[tuple[dict, str, torch.dtype, int]]:
-        """What the kernel's `Linear` points to, see `encoder.Sources`."""
+    def sources(self) -> list[Source]:
+        """What the kernel's `Linear` points to."""
         binarizer, floats = self.input_binarizer, torch.float32
         return [
             (self._buffers, "weight", torch.uint8, self.out_features * -(-self.in_features // 8)),
@@ -158,7 +161,7 @@ class PackedEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-def point(sources: list[tuple[dict, str, torch.dtype, int]]) -> tuple[ctypes.Array, list[Tensor | None]] | None:
+def point(sources: list[Source]) -> tuple[ctypes.Array, list[Tensor | None]] | None:
     """Addresses of tensors for the kernel, 0 for None, and the tensors, to be held during a call, whatever another
     thread does to the model meanwhile. None if the kernel can't read one of them as it lies now."""
     tensors = [places[name] for places, name, _, _ in sources]
