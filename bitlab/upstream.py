@@ -18,7 +18,11 @@ __all__ = ["AttentionMaskInterface", "eager_mask"]
 
 
 def int8_product(a: Tensor, b: Tensor) -> Tensor:
-    """The exact product of two int8 matrices, in int32."""
+    """The product of two int8 matrices, in int32; exact for b within -64 and 64.
+
+    oneDNN, without VNNI, adds two products in 16 bits, where 255 * 65 * 2 has no room. Ours are of one-bit weights, or
+    of codes of up to 4 bits.
+    """
     return torch._int_mm(a, b)
 
 

@@ -33,6 +33,8 @@ from bitlab.data.tasks import get_task
 from bitlab.layers import Binarizer, ElasticBinarizer
 
 REAL = Path(os.environ.get("BITLAB_DATA") or Path(__file__).parents[2] / "shared" / "data")
+# The kernel's exp and sums are those of torch's AVX vectors, to the last bit; other builds of torch have others.
+SAME_ORDER = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 WORDS = 60
 SIZES = {
     "vocab_size": WORDS,
