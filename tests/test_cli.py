@@ -9,53 +9,32 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import refused, save, write_squad
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from tiny_models import refused, write_glue
 
 import bitlab
 from bitlab import cli, experiments
 from bitlab.bench.settings import BenchSettings
 from bitlab.config import ALPHA_POLICIES
-from bitlab.data.sample import sample_squad
 from bitlab.data.settings import Settings
 from bitlab.experiments import experiment
 from bitlab.experiments.recipes import RECIPES
 from bitlab.options import given, kind, options
 from bitlab.startup import STOPPED
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 pytestmark = pytest.mark.usefixtures("cheap", "here")
-HEADER = "index\tsentence1\tsentence2\tlabel\n"
-ROW = "0\ta red cup .\tthe cup is red .\tentailment\n1\ta red cup .\tthe cup is blue .\tnot_entailment\n"
-
-
-def data(folder, train=HEADER + ROW * 8, dev=HEADER + ROW * 4):
-    (folder / "RTE").mkdir(parents=True)
-    for name, text in (("train.tsv", train), ("dev.tsv", dev)):
-        if text is not None:
-            (folder / "RTE" / name).write_text(text)
-    return folder
-
-
 # ------------------------------------------------------------------------------------------- good input
 
 
-def test_a_run_and_its_table(capsys, here):
+def test_a_run_says_how_it_goes_and_a_finished_one_is_printed(capsys, here):
     command = ["glue", "rte", "--data", "sample", "--train-examples", "64", "--max-steps", "2", "--schedule", "W1A1"]
     assert cli.main(command) == 0
     out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert lines[0] == "data: sample, as asked"
-    assert "stage 1 of 1: W1A1" in lines and any("W1A1: step 1 of 2, loss " in line for line in lines)
-    assert lines[-3] == "rte · sample · data: sample · seed 0"
-    assert lines[-1].split()[0] == "W1A1" and lines[-1].endswith("(2 steps)")
+    assert "W1A1: step 1 of 2, loss " in out and out.splitlines()[-1].split()[0] == "W1A1"
     assert "Error" not in err and "Warning" not in err
     (folder,) = (here / "runs").iterdir()
-    assert folder.name == "rte-bit-sample-W1A1-quick-seed0"
     result = json.loads((folder / "result.json").read_text())
     assert result["command"] == shlex.join(["bitlab", *command])
-
-    assert cli.main([*command, "--json"]) == 0  # finished: printed, not run
+    assert cli.main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == result
     assert sorted(p.name for p in here.iterdir()) == ["runs"]
 
@@ -203,79 +182,25 @@ def test_what_is_expected_to_fail_is_one_line(capsys, monkeypatch, error, says):
     ("arguments", "says"),
     [
         (("sing",), "invalid choice: 'sing'"),
-        (("glue",), "required: TASK"),
         (("glue", "imdb"), "unknown task 'imdb'"),
-        (("glue", "rt"), "Did you mean 'rte'?"),
-        (("glue", "squad"), "no GLUE task"),
-        (("glue", "rte", "--fast"), "unrecognized arguments: --fast"),
         (("glue", "rte", "--seed", "x"), "--seed: invalid int value: 'x'"),
-        (("glue", "rte", "--max-steps", "0"), "max_steps is 0"),
-        (("glue", "rte", "--epochs", "1e308"), "epochs is 1e+308"),
         (("squad", "--max-length", "5"), "max_length is 5"),
         (("bench", "--threads", "2147483648"), "threads is 2147483648"),
-        (("bench", "--batch", "1000000000"), "batch is 1000000000"),
-        (("distil", "texts.txt", "--output", "x", "--seed=-1"), "seed is -1"),
         (("distil", "texts.txt", "--output", "x", "--epochs", "1e308"), "epochs is 1e+308"),
         (("glue", "rte", "--data", "sample", "--output", "~nosuchuser/x"), "'~nosuchuser/x' is nobody's"),
-        (("glue", "rte", "--data", "sample", "--model", "~nosuchuser/x"), "'~nosuchuser/x' is nobody's"),
         (("glue", "rte", "--data", "n" * 300), "File name too long"),
-        (("glue", "rte", "--schedule", "W1A1 -> W1A2"), "goes up in precision from W1A1 to W1A2"),
-        (("glue", "rte", "--preset", "huge"), "preset 'huge' does not exist"),
-        (("glue", "rte", "--data", "nowhere"), "'nowhere' does not exist"),
-        (("glue", "rte", "--model", "./nowhere"), "no model folder './nowhere'"),
-        (("glue", "rte", "--model", "me/mine"), "the hub can't be reached"),
         (("glue", "rte", "--data", "sample", "--teacher", "./nowhere"), "no model folder './nowhere'"),
-        (("glue", "rte", "--data", "sample", "--teacher", "sample"), "teacher 'sample' scores"),
-        (("squad", "rte"), "unrecognized arguments: rte"),
-        (("glue", "rte", "--stride", "9"), "unrecognized arguments: --stride"),
-        (("squad", "--data", "sample", "--max-length", "384"), "this model reads 128 at most"),
     ],
 )
-def test_bad_arguments(capsys, monkeypatch, arguments, says):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    if arguments[-2:] == ("--teacher", "sample"):
-        # by luck it could be above
-        monkeypatch.setattr("bitlab.experiments.stage.Prepared.trivial_score", lambda self: 1.0)
+def test_bad_arguments(capsys, arguments, says):
     assert says in refused(capsys, *arguments)
 
 
-def test_bad_data(capsys, tmp_path):
-    assert "no RTE files in" in refused(capsys, "glue", "rte", "--data", data(tmp_path / "none", None, None))
-    assert "RTE has no train split" in refused(capsys, "glue", "rte", "--data", data(tmp_path / "dev", None))
-    assert "RTE has no validation split" in refused(capsys, "glue", "rte", "--data", data(tmp_path / "train", dev=None))
-    wrong = data(tmp_path / "wrong", HEADER + ROW + "2\ta\tb\tmaybe\n")
-    assert "line 4: label 'maybe', expected" in refused(capsys, "glue", "rte", "--data", wrong)
-
-
-def test_bad_models(capsys, tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    assert "has no config.json" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
-    save(BertForSequenceClassification(BertConfig(vocab_size=112, num_labels=3, **SIZES)), folder)
-    for option in ("--model", "--teacher"):
-        line = refused(capsys, "glue", "rte", "--data", "sample", option, folder)
-        assert "has 3 labels, rte has 2" in line
-    (folder / "config.json").write_text("{")
-    assert "can't be loaded" in refused(capsys, "glue", "rte", "--data", "sample", "--model", folder)
-
-
-def test_squad_without_a_file(capsys, tmp_path):
-    assert "no SQuAD files in" in refused(capsys, "squad", "--data", data(tmp_path / "glue"))
-    folder = write_squad(tmp_path / "squad", {"train": sample_squad(1, 1)["train"]})
-    assert "SQuAD v1.1 has no validation split" in refused(capsys, "squad", "--data", folder)
-    (folder / "train-v1.1.json").rename(folder / "dev-v1.1.json")
-    assert "SQuAD v1.1 has no train split" in refused(capsys, "squad", "--data", folder)
-
-
-def test_bad_models_for_squad(capsys, tmp_path):
-    config = BertConfig(vocab_size=112, num_labels=3, **SIZES)
-    for name, model in (("spans", BertForQuestionAnswering), ("classes", BertForSequenceClassification)):
-        save(model(config), tmp_path / name)
-    for option in ("--model", "--teacher"):
-        line = refused(capsys, "squad", "--data", "sample", option, tmp_path / "spans")
-        assert "has 3 labels, squad has 2" in line
-        line = refused(capsys, "squad", "--data", "sample", option, tmp_path / "classes")
-        assert "squad needs one ForQuestionAnswering" in line
+@pytest.mark.parametrize(("has", "lacks"), [("train", "validation"), ("validation", "train")])
+def test_a_split_that_is_missing(capsys, tmp_path, has, lacks):
+    rows = [{"sentence1": "a red cup .", "sentence2": "the cup is red .", "label": 0}]
+    glue = write_glue(tmp_path / "glue", "rte", {has: rows})
+    assert f"RTE has no {lacks} split" in refused(capsys, "glue", "rte", "--data", glue)
 
 
 def test_json_alone_goes_to_standard_output_and_another_experiments_folder_is_refused(capfd, here):
