@@ -129,17 +129,12 @@ def test_the_command_of_a_stored_row_asks_for_its_experiment(stored):
 
 def test_a_command_as_it_was_typed_goes_before_the_one_that_follows_from_the_configuration(tmp_path, capsys):
     typed = result(seed=1) | {"command": "bitlab glue rte --seed=1 --schedule W1A1"}
-    own = result("mrpc") | {"task": "reviews"}
-    own["config"]["own_task"] = asdict(Task("reviews", label_names=("bad", "good")))
-    store(tmp_path, typed, result("cola", epochs=1.5, bf16=True, stage_teacher="full"), own)
+    store(tmp_path, typed, result("cola", epochs=1.5, bf16=True, stage_teacher="full"))
     assert cli.main(["results", "--folder", str(tmp_path), "--commands"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "bitlab glue rte --seed=1 --schedule W1A1  # 00",
-        "bitlab glue cola --schedule W1A1 --data sample --epochs 1.5 --stage-teacher full --bf16  # 01",
-        "bitlab train ...  # 02",
-    ]
-    assert cli.main(["results", "--folder", str(tmp_path), "--commands", "--tasks", "CoLA"]) == 0
-    assert capsys.readouterr().out.endswith("  # 01\n")
+    first, second = (line.split("  # ") for line in capsys.readouterr().out.splitlines())
+    assert first == [typed["command"], "00"]
+    options = {"epochs": 1.5, "bf16": True, "stage_teacher": "full"}
+    assert asked_for(second[0]) == Experiment("cola", schedule="W1A1", data="sample", **options)
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -149,20 +144,7 @@ def test_mean_and_standard_deviation_over_seeds():
     found = [result(seed=seed, score=score) for seed, score in enumerate((0.70, 0.72, 0.77))]
     line = tabulate(frame(found)).iloc[1]
     assert pytest.approx(73) == line.RTE and line["RTE sd"] == pytest.approx(statistics.stdev([70, 72, 77]))
-    assert "73.0 ±3.6" in report(frame(found))
     assert pd.isna(tabulate(frame(found[:1])).iloc[1]["RTE sd"])
-    assert "RTE seeds 0, 1, 2, 200 steps (epochs 20, batch 32, rate 0.0005)" in line.notes
-
-
-def test_a_rate_of_the_scales_that_is_not_usual_is_told():
-    usual, other = (students([result(**given)])[0].notes for given in ({}, {"alpha_learning_rate": 5e-3}))
-    assert "alpha rate 0.005" in other and "alpha rate" not in usual
-
-
-def test_a_row_says_what_is_missing_and_has_no_average():
-    (row,) = students([result("rte"), result("mrpc")])
-    assert row.missing == "MNLI-m MNLI-mm QQP QNLI SST-2 CoLA STS-B" and pd.isna(row.avg)
-    assert "without an average: MNLI-m, MNLI-mm, QQP, QNLI, SST-2, CoLA, STS-B" in row.notes
 
 
 def test_a_complete_row_is_averaged_over_tasks_with_mnli_once():
@@ -175,7 +157,8 @@ def test_a_complete_row_is_averaged_over_tasks_with_mnli_once():
     assert line.missing == "" and line.avg == pytest.approx(100 * statistics.mean(scores.values()) + 1)
     assert line["avg sd"] == pytest.approx(2**0.5 / 8**0.5)
     assert pd.isna(tabulate(frame(found[:-1])).iloc[1]["avg sd"])
-    assert pd.isna(tabulate(frame(found[:-2])).iloc[1].avg)
+    incomplete = tabulate(frame([each for each in found if each["task"] in ("rte", "mrpc")])).iloc[1]
+    assert incomplete.missing == "MNLI-m MNLI-mm QQP QNLI SST-2 CoLA STS-B" and pd.isna(incomplete.avg)
 
 
 def test_tasks_of_very_different_budgets_are_not_averaged():
@@ -267,59 +250,41 @@ def test_augmented_runs_are_rows_of_their_own():
     teacher, plain, other = rows([result(seed=0), augmented])
     assert teacher.method == "full precision", "one row: the teacher is not trained on augmented sentences"
     assert (plain.options, other.options) == ("", "augmented") and pytest.approx(70) == other.RTE
-    assert "epochs 2," in other.notes and "epochs 20," in plain.notes
-    assert "bit, augmented" in report(frame([augmented]))
+    assert list(frame([augmented]).epochs) == [100 * 32 / 320, 200 * 32 / 3200]
 
 
-@pytest.mark.parametrize("method", ["bibert", "binarybert"])
-def test_the_rivals_schedules_are_read(method):
-    found = students([result(method=method, schedule={"bibert": "W1A1", "binarybert": "W2A4 -> W1A4"}[method])])
-    assert found[-1].method == method and found[-1].options == ""
-
-
-def test_size_and_operations_stand_in_the_rows():
-    full, student = rows([result() | {"cost": {"W32A32": [8.0, 1.0], "W1A1": [0.5, 0.1]}}])
-    assert (full.size_mib, full.flops_g, student.size_mib, student.flops_g) == (8.0, 1.0, 0.5, 0.1)
+# ------------------------------------------------------------------------------------------------ formats
 
 
 def test_squad_is_a_table_of_its_own():
     content = result("squad", schedule="W1A1")
     content["stages"][1]["metrics"] = {"exact_match": 0.5, "f1": 0.6}
     (row,) = students([content, result()], SQUAD)
-    assert (row.EM, row.F1) == (50, 60)
-    text = report(frame([content, result()]), ("squad",))
-    assert " 50.0  60.0 " in text and " 63.1  74.9 " in text and "RTE" not in text
-
-
-# ------------------------------------------------------------------------------------------------ formats
+    assert (row.EM, row.F1) == (50, 60) and "RTE" not in report(frame([content, result()]), ("squad",))
 
 
 def test_the_formats_agree(tmp_path, capsys):
+    """Every number of the table of CSV is in the others, rounded to what is shown."""
     found = [result(seed=seed, score=score) for seed, score in enumerate((0.70, 0.75))] + [result("mrpc")]
     store(tmp_path, *found)
     printed = {}
     for name in ("text", "markdown", "csv"):
         assert cli.main(["results", "--folder", str(tmp_path), "--format", name]) == 0
         printed[name] = capsys.readouterr().out
-    glue, squad = printed["csv"].rstrip().split("\n\n")
-    ours = [line for line in csv.DictReader(io.StringIO(glue)) if line["source"] == "bitlab"]
-    assert [line["RTE"] for line in ours] == ["90.00", "72.50"] and ours[1]["RTE sd"] == "3.54"
-    assert ours[1]["missing"].split()[0] == "MNLI-m" and ours[1]["avg"] == ""
-    assert (ours[1]["seeds"], ours[1]["steps"], ours[1]["seconds"]) == ("1-2", "200", "120.0")
-    assert "avg" not in squad.splitlines()[0] and "published,BERT-base,published,BiT,W1A1,W1A1" in squad
+    glue, _ = printed["csv"].rstrip().split("\n\n")
+    lines = list(csv.DictReader(io.StringIO(glue)))
+    ours = [line for line in lines if line["source"] == "bitlab"]
+    assert [(line["RTE"], line["RTE sd"]) for line in ours] == [("90.00", "0.00"), ("72.50", "3.54")]
+    assert {(line["method"], line["RTE"]) for line in lines} >= {("BiT", "62.10")}
     for name in ("text", "markdown"):
-        assert "72.5 ±3.5" in printed[name] and "62.1" in printed[name]
-    lines = [line for line in printed["markdown"].splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 2  # of two tables
-    assert "| [2] | sample | sample | bit | W1A1 |" in printed["markdown"]
+        assert "72.5 ±3.5" in printed[name]
+        assert all(f"{float(line[c]):.1f}" in printed[name] for line in lines for c in GLUE if line[c])
+    rows = [line for line in printed["markdown"].splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 2  # of two tables
 
 
-def test_published_rows():
-    lines = {(row.method, row.precision): row for row in published("glue").itertuples()}
-    assert len(lines) == 9 and lines["BiT", "W1A1"].avg == 73.5 and lines["BiT", "W1A1"].RTE == 62.1
-    full = lines["full precision", "W32A32"]
-    assert (full.size_mib, full.flops_g, full.avg) == (418, 22.5, 83.9)
-    assert len(published("glue_augmented")) == 6 and published("squad").F1.iloc[-1] == 74.9
+def test_published_rows_have_the_averages_of_their_scores():
+    assert len(published("glue")) == 9 and len(published("glue_augmented")) == 6
     for line in published("glue").to_dict("records"):  # what published/README.md says of the averages
         eight, nine = ([c for c in GLUE if c != left_out] for left_out in ("MNLI-mm", None))
         means = [statistics.mean(line[column] for column in columns) for columns in (eight, nine)]
@@ -330,7 +295,7 @@ def test_published_rows():
 # ------------------------------------------------------------------------------------------------ files
 
 
-def edits(content, choose, count=150):
+def edits(content, choose, count=80):
     """Copies of a result in which one value, anywhere, is gone or is another kind of thing."""
     text = json.dumps(content)
     for _ in range(count):
@@ -357,7 +322,7 @@ def test_whatever_a_stored_file_holds_is_a_table_or_one_clear_line(tmp_path, cap
         err = capsys.readouterr().err
         refused += code == 2
         assert code == 0 or (err.startswith("bitlab: broken.json is no stored result (") and err.count("\n") == 1), text
-    assert 60 < refused < len(texts)
+    assert 30 < refused < len(texts)
 
 
 def finished(folder, content):
