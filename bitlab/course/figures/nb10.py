@@ -236,7 +236,7 @@ def shares(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Axes
         ax.axvline(100, **GUESSING)
         ax.set(xlim=(0, 128), xlabel="lost of what there was to lose, %")
         ax.set_title(title, fontsize=9)
-        ax.legend(loc="upper right", fontsize=7, borderaxespad=0.1)
+        ax.legend(loc="upper right", bbox_to_anchor=(0.77, 1), fontsize=7, borderaxespad=0.1)
     axes[0].set_yticks(range(len(tasks)), tasks)
     axes[0].invert_yaxis()
     sides = ". ".join(f"{title}, {n}: {told(of, '.0f')}" for title, side in panels.items() for n, of in side.items())
