@@ -1,39 +1,18 @@
 """Exercises of notebook 05, binary BERT, and its capstone: an encoder of the reader's own."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from bitlab.convert import BitConfig, binarize
 from bitlab.cost import summary
+from bitlab.course.exercises import small
 from bitlab.course.exercises.registry import attempted, exercise
-from bitlab.layers import BinaryLinear, ElasticBinarizer
+from bitlab.layers import ElasticBinarizer
 
-VOCABULARY, LARGEST = 112, 2_000_000
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-def _bert(**changes) -> BertForSequenceClassification:
-    """A small float BERT, always the same, without dropout."""
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2205)
-        return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **(SMALL | still | changes))).eval()
-
-
-def _batches(number: int = 60) -> list[dict[str, Tensor]]:
-    """Sentences of random tokens; the label is whether the first one has a high number."""
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(5, VOCABULARY, (number, 16, 8), generator=generator)
-    return [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": (i[:, 0] > 58).long()} for i in ids]
-
-
-def _binary_layers(model: nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, BinaryLinear)}
+LARGEST = 2_000_000  # parameters of the capstone's encoder
 
 
 @exercise("05.1", "A scale for each output", difficulty=1, minutes=5)
@@ -62,9 +41,9 @@ class AttentionShare:
 class LeaveAlone:
     def judge(answer):
         for skip in ("pooler", "layer.0", "attention.output"):
-            got = attempted(answer(_bert(), skip))
-            expected = _binary_layers(binarize(_bert(), BitConfig(modules_to_not_convert=[skip])))
-            if (found := _binary_layers(got)) != expected:
+            got = attempted(answer(small.bert(), skip))
+            expected = small.binary_layers(binarize(small.bert(), BitConfig(modules_to_not_convert=[skip])))
+            if (found := small.binary_layers(got)) != expected:
                 wrong = sorted(found ^ expected)[0]
                 return f"expected {len(expected)} binary layers without {skip!r}, got {len(found)}; see {wrong}"
         return None
@@ -83,31 +62,24 @@ class LeaveAlone:
 @exercise("05.4", "Capstone 1: a float encoder of your own", difficulty=2, minutes=8)
 class OwnEncoder:
     def judge(answer):
-        model = attempted(answer(VOCABULARY))
-        if not isinstance(model, PreTrainedModel):
-            return f"expected a model of transformers, got {type(model).__name__}"
-        if _binary_layers(model):
-            return "expected a model in full precision, got one that is binary already"
+        model = attempted(answer(small.VOCABULARY))
+        if problem := small.no_classifier(model, tokens=7):
+            return problem
         if (size := model.num_parameters()) > LARGEST:
             return f"expected at most {LARGEST:,} parameters (it is to train in a minute), got {size:,}"
-        words = model.get_input_embeddings().num_embeddings
-        if words < VOCABULARY:
-            return f"expected a word vector for each of the {VOCABULARY} tokens, got {words}"
-        output = model.eval()(input_ids=torch.full((3, 7), VOCABULARY - 1))
-        shape = tuple(output.logits.shape) if "logits" in output else "no logits"
-        return None if shape == (3, 2) else f"expected logits of shape (3, 2) for three sentences, got {shape}"
+        return None
 
     def reference(vocabulary):
-        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **SMALL))
+        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **small.SMALL))
 
     def no_head(vocabulary):
-        return BertModel(BertConfig(vocab_size=vocabulary, **SMALL))
+        return BertModel(BertConfig(vocab_size=vocabulary, **small.SMALL))
 
     def few_words(vocabulary):
-        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary // 2, **SMALL))
+        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary // 2, **small.SMALL))
 
     def three_answers(vocabulary):
-        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary, num_labels=3, **SMALL))
+        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary, num_labels=3, **small.SMALL))
 
     wrong = [no_head, few_words, three_answers]
 
@@ -115,11 +87,11 @@ class OwnEncoder:
 @exercise("05.5", "Capstone 1: its binary student", difficulty=2, minutes=6)
 class OwnStudent:
     def judge(answer):
-        teacher = _bert().requires_grad_(False)
+        teacher = small.bert().requires_grad_(False)
         student = attempted(answer(teacher))
-        if _binary_layers(teacher):
+        if small.binary_layers(teacher):
             return "expected the teacher to stay in full precision, got a binary one: copy it first"
-        if len(found := _binary_layers(student)) != 13:
+        if len(found := small.binary_layers(student)) != 13:
             return f"expected 13 binary layers, got {len(found)}"
         latent = dict(student.named_parameters())
         for name, weight in teacher.named_parameters():
@@ -149,7 +121,7 @@ class OwnStudent:
 @exercise("05.6", "Capstone 1: measure it", difficulty=2, minutes=10)
 class OwnMeasure:
     def _arguments():
-        teacher, batches = _bert(), _batches(4)
+        teacher, batches = small.bert(), small.batches(4)
         student = binarize(copy.deepcopy(teacher)).train()
         student(**batches[0])
         return [(teacher.eval(), student.eval(), batches)]
@@ -183,56 +155,31 @@ def _accuracy(model: nn.Module, batches: list[dict[str, Tensor]]) -> float:
 @exercise("05.7", "Capstone 1: teach it", difficulty=3, minutes=20)
 class OwnTraining:
     def judge(answer):
-        teacher, batches = _bert(), _batches()
+        teacher, batches = small.bert(), small.batches()
         student = binarize(copy.deepcopy(teacher).requires_grad_(True))
         untaught = copy.deepcopy(student).train()
         untaught(**batches[0])
-        before, weights = _distance(untaught, teacher, batches), copy.deepcopy(teacher.state_dict())
+        before, weights = small.distance(untaught, teacher, batches), copy.deepcopy(teacher.state_dict())
         attempted(answer(student, teacher, batches))
         if any(not torch.equal(weights[name], now) for name, now in teacher.state_dict().items()):
             return "expected the teacher to stay as it was, got one that has learned along"
         if not all(b.initialized for b in student.modules() if isinstance(b, ElasticBinarizer)):
             return "expected alphas that have met a batch in training mode, got untouched ones: student.train()"
-        after = _distance(student, teacher, batches)
+        after = small.distance(student, teacher, batches)
         if after > 0.75 * before:
             return f"expected a student nearer to its teacher than {0.75 * before:.3f}, got {after:.3f}"
         return None
 
     def reference(student, teacher, batches):
-        _taught(student.train(), batches, lambda batch: _logit_error(student, teacher, batch))
+        small.taught(student.train(), teacher, batches)
 
     def evaluated(student, teacher, batches):  # in eval mode nothing starts the alphas
-        _taught(student.eval(), batches, lambda batch: _logit_error(student, teacher, batch))
+        small.taught(student.eval(), teacher, batches)
 
     def both(student, teacher, batches):
-        optimizer = torch.optim.Adam([*student.parameters(), *teacher.parameters()], lr=1e-3)
-        _taught(student.train(), batches, lambda batch: _logit_error(student, teacher, batch, True), optimizer)
+        small.taught(student.train(), teacher, batches, rate=1e-3, along=True)
 
     def standing(student, teacher, batches):  # gradients, and no step
-        optimizer = torch.optim.Adam(student.parameters(), lr=0.0)
-        _taught(student.train(), batches, lambda batch: _logit_error(student, teacher, batch), optimizer)
+        small.taught(student.train(), teacher, batches, rate=0.0)
 
     wrong = [evaluated, both, standing]
-
-
-def _logit_error(student: nn.Module, teacher: nn.Module, batch: dict, learns: bool = False) -> Tensor:
-    with torch.set_grad_enabled(learns):
-        said = teacher(**batch).logits
-    return F.mse_loss(student(**batch).logits, said)
-
-
-def _taught(student: nn.Module, batches: list, loss: Callable, optimizer: torch.optim.Optimizer | None = None) -> None:
-    optimizer = optimizer or torch.optim.Adam(student.parameters(), lr=2e-3)
-    for batch in batches:
-        loss(batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-@torch.no_grad()
-def _distance(student: nn.Module, teacher: nn.Module, batches: list) -> float:
-    """Mean squared difference of the logits."""
-    training = student.training
-    found = sum(F.mse_loss(student.eval()(**b).logits, teacher(**b).logits).item() for b in batches) / len(batches)
-    student.train(training)
-    return found

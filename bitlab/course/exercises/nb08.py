@@ -8,10 +8,10 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification
 
 from bitlab.convert import binarize
-from bitlab.course.exercises import nb05
+from bitlab.course.exercises import small
 from bitlab.course.exercises.registry import attempted, exercise
 from bitlab.layers import BinaryLinear
 from bitlab.packed import load_packed, save_packed
@@ -86,20 +86,9 @@ def _packed_size(model: nn.Module) -> int:
 @exercise("08.4", "Capstone 2: a model for 64 KiB", difficulty=2, minutes=10)
 class OwnModel:
     def judge(answer):
-        model = attempted(answer(nb05.VOCABULARY))
-        if not isinstance(model, PreTrainedModel):
-            return f"expected a model of transformers, got {type(model).__name__}"
-        if any(isinstance(module, BinaryLinear) for module in model.modules()):
-            return "expected a model in full precision, got one that is binary already"
-        words = model.get_input_embeddings().num_embeddings
-        if words < nb05.VOCABULARY:
-            return f"expected a word vector for each of the {nb05.VOCABULARY} tokens, got {words}"
-        if (positions := model.config.max_position_embeddings) < SHORTEST:
-            return f"expected {SHORTEST} positions or more, got {positions}"
-        output = model.eval()(input_ids=torch.full((3, SHORTEST - 2), 5))
-        shape = tuple(output.logits.shape) if "logits" in output else "no logits"
-        if shape != (3, 2):
-            return f"expected logits of shape (3, 2) for three sentences, got {shape}"
+        model = attempted(answer(small.VOCABULARY))
+        if problem := small.no_classifier(model, tokens=SHORTEST - 2):
+            return problem
         size = _packed_size(model)
         return None if size <= LARGEST else f"expected a packed file of at most {LARGEST:,} bytes, got {size:,}"
 
@@ -124,14 +113,14 @@ class OwnModel:
 
 def _taught(teacher: nn.Module, batches: list) -> nn.Module:
     student = binarize(copy.deepcopy(teacher).requires_grad_(True))
-    nb05._taught(student.train(), batches, lambda batch: nb05._logit_error(student, teacher, batch))
+    small.taught(student.train(), teacher, batches)
     return student.eval()
 
 
 @exercise("08.5", "Capstone 2: a student that has learned", difficulty=2, minutes=15)
 class OwnTraining:
     def judge(answer):
-        teacher, batches = nb05._bert().requires_grad_(False), nb05._batches()
+        teacher, batches = small.bert().requires_grad_(False), small.batches()
         before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
         fresh = binarize(copy.deepcopy(teacher)).train()
         fresh(**batches[0])
@@ -143,7 +132,7 @@ class OwnTraining:
             return "expected a binary student, got a float one"
         if student.training:
             return "expected the student in eval mode, got one in training"
-        start, end = (nb05._distance(model.eval(), teacher, batches) for model in (fresh, student))
+        start, end = (small.distance(model.eval(), teacher, batches) for model in (fresh, student))
         if not end < 0.75 * start:
             return f"expected logits nearer to the teacher's by a quarter at least, got {end:.3f} after {start:.3f}"
         return None
@@ -170,8 +159,8 @@ class OwnTraining:
 @exercise("08.6", "Capstone 2: pack it", difficulty=2, minutes=5)
 class OwnPacking:
     def judge(answer):
-        batches = nb05._batches(2)
-        student = binarize(nb05._bert()).train()
+        batches = small.batches(2)
+        student = binarize(small.bert()).train()
         student(**batches[0])
         student.eval()
         with tempfile.TemporaryDirectory() as folder:
