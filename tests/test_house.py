@@ -153,7 +153,7 @@ def test_no_circle():
     assert not left, {name: sorted(wants & left.keys()) for name, wants in left.items()}
 
 
-LONGER = {"bitlab.models": 360, "bitlab.packed.checkpoint": 360}
+LONGER = {"bitlab.models": 360}
 
 
 @pytest.mark.parametrize("name", MODULES)

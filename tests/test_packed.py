@@ -26,8 +26,9 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from bitlab import BitConfig, BitlabError, binarize, set_precision
 from bitlab.compiled import torch_threads
-from bitlab.packed import backends, checkpoint, is_fused, load_packed, pack, save_packed
+from bitlab.packed import backends, is_fused, load_packed, pack, save_packed
 from bitlab.packed.encoder import FusedLayer
+from bitlab.packed.format import PackedConfig, metadata
 from bitlab.packed.layers import PackedEmbedding, PackedLinear
 
 BACKENDS = backends.available()
@@ -520,7 +521,7 @@ def rewrite(path, change, **notes):
     tensors = load_file(path)
     change(tensors)
     config = json.loads((path.parent / "config.json").read_text())
-    fresh = checkpoint.metadata(tensors, config) | {"format": "pt"}
+    fresh = metadata(tensors, config) | {"format": "pt"}
     save_file(tensors, path, fresh | notes)
 
 
@@ -732,7 +733,7 @@ def random_bert_base():
                 tensor.normal_(0, 0.02, generator=generator)
                 if name.endswith(("alpha", "scale", "LayerNorm.weight")):
                     tensor.abs_().add_(0.05)
-    model.config.quantization_config = checkpoint.PackedConfig()
+    model.config.quantization_config = PackedConfig()
     model.hf_quantizer = PackedQuantizer(model.config.quantization_config)
     return model
 
