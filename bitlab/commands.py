@@ -22,7 +22,8 @@ from bitlab.errors import BitlabError
 from bitlab.experiments.environment import processes
 from bitlab.experiments.experiment import Experiment, GeneralDistillation
 from bitlab.files import expanded, reading
-from bitlab.models import load_any, load_masked_lm, task_of
+from bitlab.heads import task_of
+from bitlab.models import load_any, load_masked_lm
 from bitlab.options import given
 from bitlab.packed.checkpoint import pack_folder
 

@@ -19,7 +19,8 @@ from bitlab.data.tasks import SQUAD, Task, get_task
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments.prepared import prepare
 from bitlab.files import quiet
-from bitlab.models import load_any, load_tokenizer, task_of
+from bitlab.heads import task_of
+from bitlab.models import load_any, load_tokenizer
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 

@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
 CORE = {"attention", "binarizers", "compiled", "config", "convert", "cost", "encoders", "layers", "products"}
 CORE |= {"errors", "files", "text", "upstream"}
-FLOW = ["data", "models", "distillation", "experiments", "results", "course"]
+FLOW = ["data", "heads", "models", "distillation", "experiments", "results", "course"]
 
 
 def modules() -> list[Path]:
@@ -125,7 +125,9 @@ def test_data_flows_one_way(name):
     if part in FLOW:
         assert not used & set(FLOW[FLOW.index(part) + 1 :]), "data flow from the left to the right"
     if part == "packed":
-        assert not used & set(FLOW[2:]), "packed takes a trained model and never reaches back into training"
+        assert not used & set(FLOW[FLOW.index("distillation") :]), (
+            "packed takes a trained model and never reaches back into training"
+        )
     if part not in ("course", "commands"):
         assert "course" not in used, "only the notebooks need the course, and the command line lays them down"
 
@@ -153,13 +155,9 @@ def test_no_circle():
     assert not left, {name: sorted(wants & left.keys()) for name, wants in left.items()}
 
 
-LONGER = {"bitlab.models": 360}
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_no_file_is_much_over_300_lines(name):
-    """Those that still are don't grow."""
-    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= LONGER.get(name, 330)
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 330
 
 
 def test_the_scanner_sees_imports():

@@ -16,8 +16,9 @@ from bitlab.errors import BitlabError
 from bitlab.experiments import evaluate as evaluate_prepared
 from bitlab.experiments.card import card
 from bitlab.experiments.prepared import prepare
+from bitlab.heads import task_of
 from bitlab.inference import evaluate, predict
-from bitlab.models import load_any, load_model, task_of
+from bitlab.models import load_any, load_model
 from bitlab.packed import backends, load_packed, save_packed
 
 TEXTS = ["the plot is not dull", "the hero is warm and the music is really very lovely", "the film is cold"]

@@ -24,7 +24,8 @@ from bitlab.data.glue import encode
 from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.tasks import TASKS
 from bitlab.errors import BitlabError
-from bitlab.models import load_any, load_model, load_tokenizer, resolve_model, teacher_label_order
+from bitlab.heads import teacher_label_order
+from bitlab.models import load_any, load_model, load_tokenizer, resolve_model
 
 MNLI = ("entailment", "neutral", "contradiction")
 ORIGINAL = ("contradiction", "entailment", "neutral")
