@@ -12,7 +12,7 @@ _MODULES = {
     "BinaryLinear": "bitlab.layers",
     "BitConfig": "bitlab.config",
     "BitlabError": "bitlab.errors",
-    "DistillationConfig": "bitlab.config",
+    "DistillationConfig": "bitlab.methods",
     "DistillationTrainer": "bitlab.distillation",
     "ElasticBinarizer": "bitlab.layers",
     "binarize": "bitlab.convert",

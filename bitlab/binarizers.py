@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bitlab.compiled import at_least, at_most, compiled
-from bitlab.config import ACTIVATION_BITS
 from bitlab.errors import BitlabError
+from bitlab.methods import ACTIVATION_BITS
 
 SMALLEST_ALPHA = 1e-5
 

@@ -14,10 +14,11 @@ from transformers.quantizers.base import HfQuantizer
 
 from bitlab import attention, upstream
 from bitlab.binarizers import levels
-from bitlab.config import ALPHA_POLICIES, BitConfig, get_method, parse_precision
+from bitlab.config import BitConfig
 from bitlab.encoders import Encoder, LayerParts, check_convertible, find_encoder
 from bitlab.errors import BitlabError, check_choice
 from bitlab.layers import METHOD_LAYERS, Binarizer, BinaryEmbedding, BinaryLinear, ElasticBinarizer
+from bitlab.methods import ALPHA_POLICIES, get_method, parse_precision
 
 
 def binarize(model: PreTrainedModel, config: BitConfig | str | None = None) -> PreTrainedModel:

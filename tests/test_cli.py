@@ -14,10 +14,7 @@ from tiny_models import refused, write_glue
 import bitlab
 from bitlab import cli, experiments
 from bitlab.bench.settings import BenchSettings
-from bitlab.config import ALPHA_POLICIES
 from bitlab.data.settings import Settings
-from bitlab.experiments import experiment
-from bitlab.experiments.recipes import RECIPES
 from bitlab.options import given, kind, options
 from bitlab.startup import STOPPED
 
@@ -75,11 +72,6 @@ def test_every_field_has_its_option_and_the_experiments_own_default():
         found = given(settings, cli._parser().parse_args(words))
         assert expected == {name: found[name] for name in expected}
         assert all(each.metadata["help"] for each in options(settings))
-
-
-def test_names_that_are_stated_where_torch_is_not_loaded():
-    """`--help` must not wait for the modules that have them; here both are held to be the same."""
-    assert tuple(RECIPES) == experiment.METHODS and set(ALPHA_POLICIES) == set(experiment.ALPHA_POLICIES)
 
 
 def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):

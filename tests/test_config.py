@@ -3,7 +3,7 @@
 import pytest
 
 from bitlab import BitConfig, BitlabError
-from bitlab.config import parse_precision
+from bitlab.methods import parse_precision
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from bitlab import results
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
-CORE = {"attention", "binarizers", "compiled", "config", "convert", "cost", "encoders", "layers", "products"}
+CORE = {"attention", "binarizers", "compiled", "config", "convert", "cost", "encoders", "layers", "methods", "products"}
 CORE |= {"errors", "files", "text", "upstream"}
 FLOW = ["data", "heads", "models", "distillation", "experiments", "results", "course"]
 

@@ -10,11 +10,11 @@ from transformers import BertConfig, BertModel
 import bitlab
 from bitlab import BitConfig, BitlabError, binarize, cli, packed, set_precision
 from bitlab.attention import binary_attention
-from bitlab.config import parse_precision
 from bitlab.experiments import Experiment, run, running
 from bitlab.experiments import stage as stages
 from bitlab.experiments.recipes import RECIPES
 from bitlab.experiments.schedule import Schedule, StageSettings
+from bitlab.methods import parse_precision
 
 # ------------------------------------------------------------------------------------------------------ models
 

@@ -34,7 +34,6 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, def
 from bitlab import compiled, products, upstream
 from bitlab.bench.timing import measure, ratio, session
 from bitlab.compiled import fast_products
-from bitlab.config import DistillationConfig
 from bitlab.convert import binarize
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.optim import ClippingAdamW
@@ -44,6 +43,7 @@ from bitlab.distillation.trainer import LONG
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments import environment
 from bitlab.experiments.stage import arguments, set_dropout
+from bitlab.methods import DistillationConfig
 
 BASELINE, BASELINE_BF16 = "fine-tuning", "fine-tuning, bf16"
 OURS, OURS_BF16 = "distillation", "distillation, bf16"

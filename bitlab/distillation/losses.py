@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
-from bitlab.config import DistillationConfig
 from bitlab.errors import BitlabError
 from bitlab.layers import mean_over_processes
+from bitlab.methods import DistillationConfig
 from bitlab.rivals.bibert import direction_losses
 
 BIT = DistillationConfig()

@@ -19,7 +19,6 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_utils import get_last_checkpoint
 
 from bitlab import compiled
-from bitlab.config import DistillationConfig
 from bitlab.distillation.checks import (
     RELEASED_EPSILON,
     check_apart,
@@ -42,6 +41,7 @@ from bitlab.distillation.teacher_outputs import (
 from bitlab.encoders import collect_attention, layers
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
+from bitlab.methods import DistillationConfig
 
 LONG, SMALL = 500, 2**16  # a training of so many steps pays for compiling formulas of so few numbers
 

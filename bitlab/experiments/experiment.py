@@ -1,7 +1,7 @@
 """What an experiment is: every choice that can be made of it, and what follows from the ones that were.
 
-A field is stated once, here: the command line's options, the checks and result.json's "config" come from it. The
-modules that need torch are imported when an experiment is made, so that `--help` need not wait for them.
+A field is stated once, here: the command line's options, the checks and result.json's "config" come from it. It
+needs no torch, so that `--help` need not wait.
 """
 
 import shlex
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
+from bitlab.experiments.recipes import RECIPES, Phase, Recipe, get_recipe
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
+from bitlab.methods import ALPHA_POLICIES, DistillationConfig
 from bitlab.options import AMOUNT, BATCH, COUNT, RATE, SEED, WEIGHT, check, option, words
 
-METHODS = ("bit", "bit-released", "bibert", "binarybert")  # the recipes' names
-ALPHA_POLICIES = ("rescale", "carry", "reinit")  # convert's
 WEIGHTS = ("logit_weight", "hidden_weight", "attention_weight")
 LOSS = (*WEIGHTS, "relative_hidden", "temperature")
 MODELS = "sample, minilm, a hub id or a folder"
@@ -40,7 +40,7 @@ class Experiment:
         default_words="the method's; for bit 'W1A2 -> W1A1'",
         told=True,
     )
-    method: str = option("bit", "how to binarize and train", choices=METHODS, told=True)
+    method: str = option("bit", "how to binarize and train", choices=tuple(RECIPES), told=True)
     preset: str = option(
         "quick", "budget: some hundred steps, or the paper's epochs", choices=("quick", "full"), told=True
     )
@@ -143,10 +143,8 @@ class Experiment:
         return shlex.join(named + words(self, Experiment(self.task, method=self.method, schedule=self.schedule)))
 
     @property
-    def recipe(self):
-        """What its method brings along, a `Recipe`."""
-        from bitlab.experiments.recipes import get_recipe
-
+    def recipe(self) -> Recipe:
+        """What its method brings along."""
         return get_recipe(self.method)
 
     @property
@@ -154,11 +152,8 @@ class Experiment:
         """The schedule, parsed."""
         return Schedule.parse(self.schedule, self.recipe.method)
 
-    def phases(self) -> tuple:
-        """The trainings that make up a distillation stage, each a `Phase` with its loss."""
-        from bitlab.config import DistillationConfig
-        from bitlab.experiments.recipes import Phase
-
+    def phases(self) -> tuple[Phase, ...]:
+        """The trainings that make up a distillation stage, each with its loss."""
         if self.recipe.phases:
             if get_task(self.task).num_labels > 1:
                 return self.recipe.phases

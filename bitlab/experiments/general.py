@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bitlab import files
-from bitlab.config import BitConfig, DistillationConfig
+from bitlab.config import BitConfig
 from bitlab.convert import binarize, set_precision
 from bitlab.distillation.checks import diverged
 from bitlab.errors import BitlabError
@@ -28,6 +28,7 @@ from bitlab.experiments import environment
 from bitlab.experiments.experiment import GeneralDistillation
 from bitlab.experiments.folder import STAGE, TRAINING, Report, digest, record_in, run_in
 from bitlab.experiments.stage import EVALUATION_BATCH, save_stage, set_dropout, train_stage
+from bitlab.methods import DistillationConfig
 from bitlab.models import load_model, load_tokenizer, quiet, weights_digest
 
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from bitlab.config import DistillationConfig
 from bitlab.errors import check_choice
+from bitlab.methods import DistillationConfig
 
 
 @dataclass(frozen=True)

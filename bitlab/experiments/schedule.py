@@ -8,6 +8,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from bitlab.errors import BitlabError
+from bitlab.methods import parse_precision
 from bitlab.options import AMOUNT, BATCH, COUNT, RATE, check, option
 
 FULL = "W32A32"
@@ -29,8 +30,6 @@ class Schedule:
         Errors: BitlabError for a schedule that names no stage, repeats one, or goes up in precision, and for a
         precision that does not exist.
         """
-        from bitlab.config import parse_precision  # it loads transformers, which `--help` need not wait for
-
         parts = [part.strip() for part in str(text).replace("→", "->").split("->")]
         if parts == [""]:
             raise BitlabError("the schedule names no stage: write for instance 'W32A32 -> W1A2 -> W1A1'")
