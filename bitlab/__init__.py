@@ -1,8 +1,5 @@
 """bitlab: a laboratory for 1-bit transformers."""
 
-import importlib
-import importlib.util
-
 from bitlab import startup
 
 __version__ = "0.1.0"
@@ -22,16 +19,9 @@ _MODULES = {
 }
 
 __all__ = [*_MODULES, "packed", "rivals"]
+__getattr__ = startup.lazy(__name__, _MODULES)
 
 if startup.is_command_line():
     startup.at_ctrl_c(startup.leave)  # `bitlab.cli` imports the rest
 else:
     from bitlab import packed, rivals  # so that from_pretrained knows the methods and packed checkpoints
-
-
-def __getattr__(name: str):
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    if not name.startswith("_") and importlib.util.find_spec(f"bitlab.{name}"):
-        return importlib.import_module(f"bitlab.{name}")  # bitlab.cost.summary(model) after a plain import bitlab
-    raise AttributeError(f"module 'bitlab' has no attribute {name!r}")

@@ -6,6 +6,7 @@ up, so the process ends at once; later it is a KeyboardInterrupt.
 """
 
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -50,11 +51,13 @@ def loading():
 
 
 def lazy(package: str, names: dict[str, str]) -> Callable:
-    """A package's `__getattr__`, for names that are imported from their modules when first asked for."""
+    """A package's `__getattr__`: names are imported from their modules when first asked for, and so are its modules."""
 
     def __getattr__(name: str):
         if name in names:
             return getattr(importlib.import_module(names[name]), name)
+        if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
+            return importlib.import_module(f"{package}.{name}")  # bitlab.cost after `import bitlab`
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return __getattr__
