@@ -28,16 +28,18 @@ ZOO = Path(__file__).with_name("zoo")  # trained models that come with the packa
 
 @contextmanager
 def one_line(what: str, remedy: str, *kinds: type[Exception]):
-    """Make one line, "what (reason): remedy", of errors of these kinds; a BitlabError is one already.
+    """Make one line, "what (reason): remedy", of errors of these kinds.
+
+    A BitlabError is one already, and goes through, unless it is named among them.
 
     Raises:
         BitlabError: in their place.
     """
     try:
         yield
-    except BitlabError:
-        raise
     except kinds as error:
+        if isinstance(error, BitlabError) and BitlabError not in kinds:
+            raise
         raise BitlabError(f"{what} ({reason(error)}): {remedy}") from error
 
 
@@ -68,6 +70,8 @@ def writing(path: Path, remedy: str = "choose another place"):
 
 def reason(error: BaseException) -> str:
     """The first line of what an error says, without the path that an OSError repeats."""
+    if isinstance(error, KeyError):
+        return f"no {error}"
     said = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return said[0].strip()[:200] if said else type(error).__name__
 

@@ -3,7 +3,6 @@
 Those that come with bitlab lie in measured/, new ones go to ./results of the folder that one works in.
 """
 
-import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import fields
@@ -23,6 +22,8 @@ from bitlab.results.stages import frame, stages, task_of
 SHIPPED = Path(__file__).parent / "measured"
 OWN = Path("results")
 CURVE_POINTS = 10
+# What content raises that is no result.
+NO_RESULT = (OSError, ValueError, BitlabError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 # Percent that always the same answer scores on GLUE's dev sets, by column of the table. A dev set we lack has no entry.
 CONSTANT = {"SST-2": 50.9, "CoLA": 0.0, "STS-B": 0.0, "MRPC": 68.4, "RTE": 52.7}
 
@@ -79,7 +80,7 @@ def collect(run: str | Path) -> dict:
     result = files.read_json(run / RESULT)
     if result is None:
         raise BitlabError(_why_none(run))
-    with _one_line(f"{run / RESULT} is no result", "delete it, and run the same experiment again"):
+    with files.one_line(f"{run / RESULT} is no result", "delete it, and run the same experiment again", *NO_RESULT):
         names = [stage["precision"] for stage in stages(result)]
     task = task_of(result)
     costs = {name: _cost(load_model(run / name, task)) for name in names if (run / name).is_dir()}
@@ -123,25 +124,10 @@ def records(folder: str | Path | None = None) -> list[dict]:
 
 
 def _checked(path: Path) -> dict:
-    with _one_line(f"{path.name} is no stored result", "move it elsewhere, or store its run again"):
+    with files.one_line(f"{path.name} is no stored result", "move it elsewhere, or store its run again", *NO_RESULT):
         result = json.loads(path.read_text(encoding="utf-8"))
         stages(result)
     return {"name": path.stem, **result}
-
-
-@contextlib.contextmanager
-def _one_line(what: str, remedy: str):
-    """Whatever content that is no result makes of the block is one BitlabError."""
-    try:
-        yield
-        return
-    except BitlabError as error:
-        reason = str(error)
-    except (KeyError, IndexError) as error:
-        reason = f"no {error}"
-    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        reason = str(error)
-    raise BitlabError(f"{what} ({reason}): {remedy}")
 
 
 def command(result: dict) -> str | None:
@@ -156,7 +142,7 @@ def command(result: dict) -> str | None:
     Raises:
         BitlabError: one line, if the configuration is no experiment's.
     """
-    with _one_line(f"{result.get('name')} has no command", "store its run again"):
+    with files.one_line(f"{result.get('name')} has no command", "store its run again", *NO_RESULT):
         return result.get("command") or experiment(result).command
 
 
