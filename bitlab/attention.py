@@ -52,13 +52,14 @@ def binary_attention(
     v, v_scale = _codes(module, "value_binarizer", value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
-    bits = getattr(getattr(module, "probs_binarizer", None), "bits", 32)
+    of_probs = getattr(module, "probs_binarizer", None)
+    bits = getattr(of_probs, "bits", 32)
     scores = code_product(q, k.transpose(2, 3), bits) * (q_scale * k_scale * scaling)
     if attention_scores is not None:
         attention_scores.append(scores)
     if attention_mask is not None:
         scores = scores + attention_mask
-    if not getattr(getattr(module, "probs_binarizer", None), "takes_scores", False):
+    if not getattr(of_probs, "takes_scores", False):
         scores = scores.softmax(dim=-1)
     probs = nn.functional.dropout(scores, dropout, module.training)
     p, p_scale = _codes(module, "probs_binarizer", probs)

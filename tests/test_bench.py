@@ -66,7 +66,7 @@ def test_batches_of_real_lengths_are_padded():
 def test_growth_and_tasks(monkeypatch):
     result = bench.growth(TINY, rounds=1, axes={"length": (4, 8), "layers": (1, 2)})
     assert [p["layers"] for p in result["growth"]["layers"]] == [1, 2] and "length    8" in bench.table(result)
-    monkeypatch.setattr("bitlab.models.load_tokenizer", lambda name: sample_tokenizer())
+    monkeypatch.setattr("bitlab.bench.training.load_tokenizer", lambda name: sample_tokenizer())
     monkeypatch.setattr(bench, "Shape", lambda batch, length: Shape(1, 32, batch, length, 200))
     (row,) = bench.tasks("sample", ("rte",), rounds=2)["tasks"]
     padded = [row[order]["padded_length"] for order in ("by length", "random order")]

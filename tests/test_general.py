@@ -14,7 +14,8 @@ from bitlab.data.glue import load_glue
 from bitlab.errors import BitlabError
 from bitlab.experiments import Experiment, GeneralDistillation, distil, general, run
 from bitlab.experiments.general import missed, read_texts, start_from
-from bitlab.models import load_model, load_tokenizer, quiet
+from bitlab.files import quiet
+from bitlab.models import load_model, load_tokenizer
 
 # in mixed precision, for which accelerate puts a wrapper around the model that must be gone when it is measured
 SETTINGS = {"model": "sample", "epochs": 100, "batch_size": 8, "max_steps": 60, "bf16": True}

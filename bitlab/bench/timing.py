@@ -9,7 +9,7 @@ import torch
 
 from bitlab.compiled import torch_threads
 from bitlab.errors import check_number
-from bitlab.models import quiet
+from bitlab.files import quiet
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from bitlab import compiled, products, upstream
 from bitlab.bench.timing import measure, ratio, session
 from bitlab.compiled import fast_products
 from bitlab.convert import binarize
+from bitlab.data.tasks import get_glue_task
 from bitlab.distillation import DistillationTrainer
 from bitlab.distillation.optim import ClippingAdamW
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
@@ -42,8 +43,10 @@ from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_output
 from bitlab.distillation.trainer import LONG
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments import environment
+from bitlab.experiments.prepared import prepare
 from bitlab.experiments.stage import arguments, set_dropout
 from bitlab.methods import DistillationConfig
+from bitlab.models import load_tokenizer
 
 BASELINE, BASELINE_BF16 = "fine-tuning", "fine-tuning, bf16"
 OURS, OURS_BF16 = "distillation", "distillation, bf16"
@@ -263,10 +266,6 @@ def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: in
     the task's maximal length. Our step looks up what the teacher said, as in every epoch but the first. "times" is
     how many times more real tokens a second our step takes than a fixed-length step at 2.6 times the plain one would.
     """
-    from bitlab.data.tasks import get_glue_task
-    from bitlab.experiments.prepared import prepare
-    from bitlab.models import load_tokenizer
-
     rows, tokenizer = [], load_tokenizer("minilm")
     with session(rounds, threads):
         for name in names:

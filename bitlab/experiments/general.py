@@ -29,7 +29,7 @@ from bitlab.experiments.experiment import GeneralDistillation
 from bitlab.experiments.folder import STAGE, TRAINING, Report, digest, record_in, run_in
 from bitlab.experiments.stage import EVALUATION_BATCH, save_stage, set_dropout, train_stage
 from bitlab.methods import DistillationConfig
-from bitlab.models import load_model, load_tokenizer, quiet, weights_digest
+from bitlab.models import load_model, load_tokenizer, weights_digest
 
 HIDDEN_STATES = DistillationConfig(logits=0.0, hidden=1.0, relative=True)
 HELD_OUT = 500  # texts, or a tenth of fewer than 5,000
@@ -116,7 +116,7 @@ def distil(general: GeneralDistillation, output: str | Path, again: bool = False
         "data_digest": digest(train),
         "model_digest": weights_digest(general.model),
     }
-    with quiet():
+    with files.quiet():
         teacher = load_model(general.model, seed=general.seed)
         student = binarize(copy.deepcopy(teacher), bits)  # refused before anything is written if it can't be
         work = partial(_train, general, student, teacher, tokenizer, train, held_out, folder, config)
@@ -155,7 +155,7 @@ def start_from(student: PreTrainedModel, name: str, alpha: str = "rescale") -> P
     Errors: BitlabError if the other model is not binary, is packed, or is not of the student's method and shape.
     """
     own = student.config.quantization_config
-    with quiet():
+    with files.quiet():
         other = load_model(name)
     bits = getattr(other.config, "quantization_config", None)
     if not isinstance(bits, BitConfig):

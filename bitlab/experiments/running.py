@@ -43,7 +43,7 @@ from bitlab.experiments.general import start_from
 from bitlab.experiments.prepared import Prepared, prepare
 from bitlab.experiments.schedule import FULL
 from bitlab.experiments.stage import Trained, predict, save_stage, set_dropout, train_stage
-from bitlab.models import load_model, load_tokenizer, quiet, weights_digest
+from bitlab.models import load_model, load_tokenizer, weights_digest
 
 QUICK_TEST = 20_000  # a quick run leaves larger test splits out (QQP's has 391,000 pairs)
 PUBLISHED_MARGIN = 0.05  # a published teacher may score this much below its paper: other versions, other padding
@@ -97,7 +97,7 @@ def run(
     command = _command(typed or shlex.split(experiment.command or ""))
     if processes().is_main_process:
         report(why)
-    with quiet():
+    with files.quiet():
         stages = _Stages(experiment, data, folder, config, command)
         if again or not (folder / FULL / STAGE).exists():
             stages.check_start()
@@ -183,7 +183,7 @@ class _Stages:
         """A stage's record, with its folder: of the teacher that was given, or of a model that is trained here."""
         save = partial(save_stage, self.folder / precision, tokenizer=self.data.tokenizer)
         if precision == FULL and self.experiment.teacher:
-            model, record, predictions = self.given or self._given_teacher()
+            model, record, predictions = self.given
             save(model, record=record, log=[], more=predictions | self._card(model, number, record))
             return record
         started, training = time.monotonic(), self.folder / (precision + TRAINING)
@@ -277,10 +277,9 @@ class _Stages:
             return [self.full]
         return [self.previous] if self.experiment.stage_teacher == "previous" else [self.previous, self.full]
 
-    def _given_teacher(self, model: PreTrainedModel | None = None) -> tuple[PreTrainedModel, dict, dict]:
+    def _given_teacher(self, model: PreTrainedModel) -> tuple[PreTrainedModel, dict, dict]:
         """The teacher that was named, with its record and files; refused below the score that a right one reaches."""
         name, task = self.experiment.teacher, get_task(self.experiment.task)
-        model = model or load_model(name, task)
         score, metrics, predictions = self._evaluated(model)
         published = name == task.teacher
         expected = task.published_score - PUBLISHED_MARGIN if published else self.data.trivial_score()

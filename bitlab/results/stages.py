@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pandas as pd
 
+from bitlab.data.squad import WindowSizes
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments.environment import told
@@ -22,10 +23,10 @@ COLUMNS += ["total_seconds", "seen", *SETTINGS, "mib", "gflops", "options", "bud
 COLUMNS += ["curve", "preset", "train_examples", "max_steps"]
 DEFAULTS = {option.name: option.default for option in fields(Experiment)}
 USUAL = {option.name: option.default for option in fields(StageSettings)}
-WINDOWS = ("max_length", "stride", "question_length")  # SQuAD's, in tokens
 # What of a run's configuration is told by other means; any other option that is not at its default marks a row.
 TOLD = {option.name for option in fields(Experiment) if option.metadata["told"]}
 TOLD |= {"examples", "settings", "questions", "own_task", "data_digest", "model_digest"}
+WINDOWS = [option.name for option in fields(WindowSizes)]  # SQuAD's
 SAME = 12  # digits: beyond them a training that is repeated on another day may differ
 
 
