@@ -120,16 +120,13 @@ def distillation_loss(
     if config.hard:
         terms["hard"] = config.hard * _hard_loss(student, labels, problem)
     if config.hidden:
-        _check_same("hidden states", student.hidden_states, teacher.hidden_states)
         rows = None if tokens is None else tokens[:, :, None]
-        pairs = zip(student.hidden_states, teacher.hidden_states, strict=True)
-        errors = (masked_mse(s, t, rows) / (variance(t, rows) if config.relative else 1) for s, t in pairs)
-        terms["hidden"] = config.hidden * _share(rows) * sum(errors)
+        states = student.hidden_states, teacher.hidden_states
+        terms["hidden"] = config.hidden * _layer_loss("hidden states", *states, rows, config.relative)
     if config.attention:
-        _check_same("attention scores", student.attention_scores, teacher.attention_scores)
         cells = None if tokens is None else tokens[:, None, :, None] * tokens[:, None, None, :]
-        pairs = zip(student.attention_scores, teacher.attention_scores, strict=True)
-        terms["attention"] = config.attention * _share(cells) * sum(masked_mse(s, t, cells) for s, t in pairs)
+        scores = student.attention_scores, teacher.attention_scores
+        terms["attention"] = config.attention * _layer_loss("attention scores", *scores, cells)
     if config.directions:
         _check_same("hidden states", student.hidden_states, teacher.hidden_states)
         _check_same("q, k, v", *([x for qkv in side.attention_inputs for x in qkv] for side in (student, teacher)))
@@ -200,6 +197,13 @@ def _logit_loss(student: ModelOutput, teacher: ModelOutput, mask: Tensor, config
             loss = soft_cross_entropy(s, t, config.temperature, per_token, config.per_element)
         losses.append(_share(real) * loss)
     return sum(losses) / len(losses)
+
+
+def _layer_loss(what: str, student, teacher, mask: Tensor | None, relative: bool = False) -> Tensor:
+    """The sum over the layers of mean squared errors; `relative`: of each, over the variance of the teacher's."""
+    _check_same(what, student, teacher)
+    pairs = zip(student, teacher, strict=True)
+    return _share(mask) * sum(masked_mse(s, t, mask) / (variance(t, mask) if relative else 1) for s, t in pairs)
 
 
 def _check_same(what: str, student, teacher) -> None:
