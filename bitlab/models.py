@@ -257,9 +257,7 @@ def load_masked_lm(name: str | os.PathLike) -> tuple[PreTrainedTokenizerBase, Pr
         if info["missing_keys"]:
             missing = min(info["missing_keys"])
             raise BitlabError(f"model {source.where!r} is no masked language model: it has no {missing}.")
-        tokenizer = _fetch(AutoTokenizer.from_pretrained, source)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model.config))
-    _check_words(tokenizer, model.get_input_embeddings().num_embeddings, source)
+    tokenizer = load_tokenizer(name)
     if tokenizer.mask_token is None:
         raise BitlabError(f"the tokenizer in {source.where!r} has no mask: it is another model's.")
     return tokenizer, model
