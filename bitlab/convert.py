@@ -102,22 +102,22 @@ def _change_bits(binarizer: Binarizer, bits: int, policy: str) -> None:
 
 def replace_modules(model: PreTrainedModel, config: BitConfig) -> None:
     """What `binarize` does to the modules; `model.config.quantization_config` is the caller's to set."""
-    encoder, method = find_encoder(model), METHOD_LAYERS[config.method]
+    encoder, method, kept = find_encoder(model), METHOD_LAYERS[config.method], config.modules_to_not_convert
     check_convertible(encoder)
     linears = {name: linear for name, linear in encoder.linears().items() if type(linear) is nn.Linear}
-    linears = {name: linear for name, linear in linears.items() if not _is_kept(model, name, config)}
+    linears = {name: linear for name, linear in linears.items() if not _is_kept(model, name, kept)}
     method.prepare(encoder.layers, set(linears.values()))
     _own_config(model)
     bits = config.activation_bits
     for name, linear in linears.items():
         options = {"weight_bits": config.weight_bits, "activation_bits": bits}
         model.set_submodule(name, method.linear.from_float(linear, **options))
-    if not _is_kept(model, encoder.words, config):
+    if not _is_kept(model, encoder.words, kept):
         words = model.get_submodule(encoder.words)
         model.set_submodule(encoder.words, method.embedding.from_float(words, config.word_embedding_bits))
     encoder = find_encoder(model)
     for parts in encoder.layers:
-        if not _is_kept(model, parts.path("attention"), config):
+        if not _is_kept(model, parts.path("attention"), kept):
             _add_attention_binarizers(parts, bits, method.linear.binarizer)
     _set_activations(model, encoder, config)
     _set_attention(model, encoder)
@@ -130,7 +130,7 @@ def _set_activations(model: PreTrainedModel, encoder: Encoder, config: BitConfig
     """
     relu = config.activation_bits <= get_method(config.method).relu_up_to
     for parts in encoder.layers:
-        if not _is_kept(model, parts.path("activation"), config):
+        if not _is_kept(model, parts.path("activation"), config.modules_to_not_convert):
             own = getattr(model.config, parts.names.setting)
             parts.set_activation(nn.ReLU() if relu else ACT2FN[own])
         for binarizer in parts.second.modules():
@@ -174,19 +174,18 @@ def _own_config(model: PreTrainedModel) -> None:
             module.config = own
 
 
-def _is_kept(model: PreTrainedModel, name: str, config: BitConfig) -> bool:
-    """Whether the module of this name, or one around it, is to stay float.
+def _is_kept(model: PreTrainedModel, name: str, kept: list[str] | None) -> bool:
+    """Whether the module of this name, or one around it, is to stay float: `kept` has parts of such names.
 
     Names begin with the encoder's, whether the model has a head or not.
     """
     whole = f"{model.base_model_prefix}.{name}" if model.base_model is model else name
-    return any(f".{part}." in f".{whole}." for part in config.modules_to_not_convert or [])
+    return any(f".{part}." in f".{whole}." for part in kept or [])
 
 
 def _check_kept(model: PreTrainedModel, config: BitConfig) -> None:
     for part in config.modules_to_not_convert or []:
-        alone = BitConfig(modules_to_not_convert=part)
-        if not any(_is_kept(model, name, alone) for name, _ in model.named_modules()):
+        if not any(_is_kept(model, name, [part]) for name, _ in model.named_modules()):
             raise BitlabError(f"{type(model).__name__} has no module {part!r} to keep float: print(model) shows all")
 
 
@@ -212,6 +211,8 @@ class BitQuantizer(BinaryQuantizer):
     """Lets `AutoModelFor*.from_pretrained(path, quantization_config=BitConfig(...))` load a float checkpoint as a
     binary model, and plain `from_pretrained(folder)` load a saved one. Needs nothing but `import bitlab`."""
 
+    is_trainable = is_qat_trainable = is_compileable = True
+
     def _process_model_before_weight_loading(self, model, **kwargs):
         if self.pre_quantized:
             replace_modules(model, self.quantization_config)
@@ -229,15 +230,3 @@ class BitQuantizer(BinaryQuantizer):
                     module.reset()
                 module.sync()
         return model
-
-    @property
-    def is_trainable(self):
-        return True
-
-    @property
-    def is_qat_trainable(self):
-        return True
-
-    @property
-    def is_compileable(self):
-        return True

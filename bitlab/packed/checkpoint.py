@@ -175,6 +175,7 @@ def _replace(model: PreTrainedModel) -> None:
 class PackedQuantizer(BinaryQuantizer):
     """Lets plain `AutoModelFor*.from_pretrained(folder)` load a packed model, and `save_pretrained` write one."""
 
+    is_trainable = False
     requires_calibration = True  # transformers' word for: there is no making a packed model of a float checkpoint
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
@@ -200,10 +201,6 @@ class PackedQuantizer(BinaryQuantizer):
         # config.json as `save_pretrained` is about to write it
         config = json.loads(model.config.to_json_string()) | {"architectures": [type(model).__name__]}
         return None, metadata(model.state_dict(), config)
-
-    @property
-    def is_trainable(self):
-        return False
 
 
 def _check_shapes(model: PreTrainedModel, stored: dict) -> None:
