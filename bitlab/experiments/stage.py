@@ -267,7 +267,7 @@ class ShowProgress(TrainerCallback):
     """Shows stage, step, remaining time and loss."""
 
     def __init__(self, title: str, report: Callable[[str], None]):
-        self.title, self.report, self.progress, self.loss = title, report, None, float("nan")
+        self.title, self.report, self.progress, self.note = title, report, None, ""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -275,10 +275,11 @@ class ShowProgress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.progress:
-            self.progress.to(state.global_step, f"loss {self.loss:.3f}")
+            self.progress.to(state.global_step, self.note)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.loss = (logs or {}).get("loss", self.loss)
+        if "loss" in (logs or {}):
+            self.note = f"loss {logs['loss']:.3f}"
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.progress:
