@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import CONFIGS, WORDS, assert_same_gradients, batch, tiny
+from tiny_models import CONFIGS, METHODS, WORDS, assert_same_gradients, batch, config_of, tiny
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import SequentialSampler
@@ -203,11 +203,12 @@ def test_models_of_other_shapes_are_refused(change, says):
         distillation_loss(output(1), teacher, MASK, DistillationConfig(attention=1.0))
 
 
-@pytest.mark.parametrize("method", ["bit", "bibert", "binarybert"])
-def test_a_step_stays_on_its_device(method):
-    """On `meta` an operation that mixes devices fails, as it would on a GPU; nothing may look at a number, either."""
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_step_stays_on_its_device(kind):
+    """On `meta` an operation that mixes devices fails, as it would on a GPU, and so does whatever looks at a number,
+    which stalls a GPU."""
     ids = torch.zeros(8, 16, dtype=torch.long, device="meta")
-    teacher, student = tiny().to("meta"), binarize(tiny(), BitConfig(1, 1, method=method)).to("meta").train()
+    teacher, student = tiny().to("meta"), binarize(tiny(), config_of(kind)).to("meta").train()
     with torch.no_grad():
         target = teacher(ids, output_hidden_states=True)
     found = student(ids, output_hidden_states=True)
