@@ -26,7 +26,7 @@ def test_a_run_says_how_it_goes_and_a_finished_one_is_printed(capsys, here):
     command = ["glue", "rte", "--data", "sample", "--train-examples", "64", "--max-steps", "2", "--schedule", "W1A1"]
     assert cli.main(command) == 0
     out, err = capsys.readouterr()
-    assert "W1A1: step 1 of 2, loss " in out and out.splitlines()[-1].split()[0] == "W1A1"
+    assert "W1A1: step 1 of 2, about " in out and out.splitlines()[-1].split()[0] == "W1A1"
     assert "Error" not in err and "Warning" not in err
     (folder,) = (here / "runs").iterdir()
     result = json.loads((folder / "result.json").read_text())
