@@ -1,4 +1,4 @@
-"""Drawings that several notebooks share."""
+"""Drawings that several notebooks share, and the boxes and arrows that others are made of."""
 
 from itertools import pairwise
 
@@ -146,12 +146,22 @@ def packed() -> Axes:
 _BADGE = {"color": "white", "bbox": {"boxstyle": "round,pad=0.18", "facecolor": INK, "edgecolor": INK}}
 
 
+def box(ax: Axes, x: float, y: float, text: str, wide: float, high: float = HIGH, face: str = "white", **edge) -> None:
+    """A rounded box around its text, whose middle is at x and y."""
+    corner, style = (x - wide / 2, y - high / 2), "round,pad=0,rounding_size=0.12"
+    look = {"boxstyle": style, "facecolor": face, "edgecolor": INK, "linewidth": 1} | edge
+    ax.add_patch(FancyBboxPatch(corner, wide, high, **look))
+    ax.text(x, y, text, ha="center", va="center", fontsize=8)
+
+
+def arrow(ax: Axes, begin: tuple[float, float], end: tuple[float, float], **look) -> None:
+    """An arrow with a small head."""
+    ax.add_patch(FancyArrowPatch(begin, end, arrowstyle="-|>", **{"mutation_scale": 12, "linewidth": 1.6} | look))
+
+
 def _box(ax: Axes, x: float, y: float, text: str, wide: float, bit=False, room="", high=HIGH, ring=False) -> None:
     face = COLORS["binary"] if bit else "white" if ring else "#e6e6e6"
-    edge = {"edgecolor": COLORS["binary"], "linewidth": 2.2} if ring else {"edgecolor": INK, "linewidth": 1}
-    corner, style = (x - wide / 2, y - high / 2), "round,pad=0,rounding_size=0.12"
-    ax.add_patch(FancyBboxPatch(corner, wide, high, boxstyle=style, facecolor=face, **edge))
-    ax.text(x, y, text, ha="center", va="center", fontsize=8)
+    box(ax, x, y, text, wide, high, face, **({"edgecolor": COLORS["binary"], "linewidth": 2.2} if ring else {}))
     if room:
         ax.text(x + wide / 2 - 0.1, y + high / 2 + 0.02, room, ha="center", va="center", fontsize=7, **_BADGE)
 
@@ -173,4 +183,4 @@ def _line(ax: Axes, *points: tuple[float, float]) -> None:
     """A path whose last piece is an arrow."""
     for begin, end in pairwise(points[:-1]):
         ax.plot(*zip(begin, end), color=INK, linewidth=1.1, linestyle="-")
-    ax.add_patch(FancyArrowPatch(*points[-2:], arrowstyle="-|>", mutation_scale=9, linewidth=1.1, color=INK, shrinkA=0))
+    arrow(ax, *points[-2:], mutation_scale=9, linewidth=1.1, color=INK, shrinkA=0)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bitlab.config import BitConfig
 from bitlab.convert import binarize
 from bitlab.cost import Summary, summary
+from bitlab.course.drawings import arrow, box
 from bitlab.course.figures.parts import lying
 from bitlab.course.plots import COLORS, INK, LOOK, TWO, bars, note, told
 
@@ -116,27 +116,21 @@ def straight_through() -> Axes:
     ax.axis("off")
     for x, text in ((0.8, "real\nw"), (4.2, "sign"), (7.3, "bit\n±1"), (9.3, "loss")):
         face = COLORS["binary"] if text.startswith("bit") else "white"
-        ax.add_patch(FancyBboxPatch((x - 0.5, 1.7), 1.0, 1.0, boxstyle="round,pad=0.08", facecolor=face, edgecolor=INK))
-        ax.text(x, 2.2, text, ha="center", va="center")
+        box(ax, x, 2.2, text, 1.16, face=face)
     for begin, end in ((1.4, 3.6), (4.8, 6.7), (7.9, 8.7)):
-        _arrow(ax, (begin, 2.5), (end, 2.5), COLORS["binary"], "-")
+        arrow(ax, (begin, 2.5), (end, 2.5), **LOOK["binary"])
     for begin, end in ((8.7, 7.9), (6.7, 4.8), (3.6, 2.7)):
-        _arrow(ax, (begin, 1.95), (end, 1.95), COLORS["latent"], "--")
+        arrow(ax, (begin, 1.95), (end, 1.95), **LOOK["latent"])
     ax.text(2.5, 2.75, "forward", ha="center")
     ax.text(5.75, 2.1, "gradient g", ha="center", color=COLORS["latent"])
     ax.text(2.5, 1.95, "g × 0", ha="right", va="center", fontweight="bold", color=COLORS["latent"])
-    _arrow(ax, (7.3, 1.6), (0.8, 1.6), COLORS["latent"], "--", bend=-0.17)
+    arrow(ax, (7.3, 1.6), (0.8, 1.6), connectionstyle="arc3,rad=-0.17", **LOOK["latent"])
     ax.text(4.05, 0.25, "straight through: g goes around the step, as it is", ha="center", color=COLORS["latent"])
     ax.figure.set_label(
         "A graph from left to right: the real number w, its sign, the bit, the loss. Backward through sign, the "
         "gradient g would be multiplied by zero; the straight-through estimator leads it around sign, as it is."
     )
     return ax
-
-
-def _arrow(ax: Axes, begin: tuple, end: tuple, color: str, style: str, bend: float = 0.0) -> None:
-    shape = {"arrowstyle": "-|>", "mutation_scale": 13, "connectionstyle": f"arc3,rad={bend}"}
-    ax.add_patch(FancyArrowPatch(begin, end, color=color, linestyle=style, linewidth=1.8, **shape))
 
 
 def product_of_codes(codes: Tensor, signs: Tensor) -> list[Axes]:

@@ -1,14 +1,15 @@
 """The pictures of notebook 04, binary attention."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bitlab.course.drawings import arrow, box
 from bitlab.course.plots import COLORS, INK, LOOK, MARKS, TWO, heatmap, told
 from bitlab.course.probes import record
 
@@ -18,21 +19,22 @@ def flow() -> Axes:
     _, ax = plt.subplots(figsize=(8.2, 3.0))
     ax.set(xlim=(0, 16.4), ylim=(0, 6))
     ax.axis("off")
+    part = partial(box, ax, wide=1.32, high=1.02)
     for y, name in ((5, "q"), (3.4, "k"), (1, "v")):
-        _box(ax, 0.7, y, name)
-        _box(ax, 3.1, y, "sign", "binary")
-        _arrow(ax, (1.3, y), (2.4, y), "float")
-    _box(ax, 5.7, 4.2, "Q · Kᵀ")
-    _box(ax, 8.3, 4.2, "scale,\nmask,\nsoftmax", tall=2.2)
-    _box(ax, 11.1, 4.2, "p > α/2", "binary")
-    _box(ax, 13.2, 2.2, "P · V")
-    _box(ax, 15.6, 2.2, "scale")
+        part(0.7, y, name)
+        part(3.1, y, "sign", face=COLORS["binary"])
+        arrow(ax, (1.3, y), (2.4, y), **LOOK["float"])
+    part(5.7, 4.2, "Q · Kᵀ")
+    part(8.3, 4.2, "scale,\nmask,\nsoftmax", high=2.3)
+    part(11.1, 4.2, "p > α/2", face=COLORS["binary"])
+    part(13.2, 2.2, "P · V")
+    part(15.6, 2.2, "scale")
     for begin, end in (((3.8, 5), (5.0, 4.5)), ((3.8, 3.4), (5.0, 3.9)), ((3.8, 1), (12.5, 2.0))):
-        _arrow(ax, begin, end, "binary")
-    _arrow(ax, (11.5, 3.6), (13.0, 2.8), "binary")
-    _arrow(ax, (6.4, 4.2), (7.5, 4.2), "latent")
-    _arrow(ax, (13.9, 2.2), (14.9, 2.2), "latent")
-    _arrow(ax, (9.1, 4.2), (10.3, 4.2), "float")
+        arrow(ax, begin, end, **LOOK["binary"])
+    arrow(ax, (11.5, 3.6), (13.0, 2.8), **LOOK["binary"])
+    arrow(ax, (6.4, 4.2), (7.5, 4.2), **LOOK["latent"])
+    arrow(ax, (13.9, 2.2), (14.9, 2.2), **LOOK["latent"])
+    arrow(ax, (9.1, 4.2), (10.3, 4.2), **LOOK["float"])
     for x, y, text in ((3.1, 5.75, "{−1, +1}"), (6.9, 4.75, "whole\nnumbers"), (11.1, 5.0, "{0, 1}")):
         ax.text(x, y, text, ha="center", fontsize=8)
     for role, text in (("binary", "bits"), ("latent", "whole numbers"), ("float", "floats")):
@@ -43,17 +45,6 @@ def flow() -> Axes:
         "scale, mask and softmax are floats; a threshold makes zeros and ones of them; these choose value vectors."
     )
     return ax
-
-
-def _box(ax: Axes, x: float, y: float, text: str, role: str = "", tall: float = 0.9) -> None:
-    face = COLORS[role] if role else "white"
-    place = (x - 0.6, y - tall / 2)
-    ax.add_patch(FancyBboxPatch(place, 1.2, tall, boxstyle="round,pad=0.06", facecolor=face, edgecolor=INK))
-    ax.text(x, y, text, ha="center", va="center", fontsize=8)
-
-
-def _arrow(ax: Axes, begin: tuple, end: tuple, role: str) -> None:
-    ax.add_patch(FancyArrowPatch(begin, end, arrowstyle="-|>", mutation_scale=12, linewidth=1.6, **LOOK[role]))
 
 
 def barcodes(codes: Mapping[str, Tensor], words: Sequence[str]) -> list[Axes]:

@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from bitlab.binarizers import elastic, levels
+from bitlab.course.drawings import arrow
 from bitlab.course.figures.parts import groups, seeds
 from bitlab.course.plots import COLORS, GUESSING, INK, LOOK, bars, note, told
 
@@ -35,8 +35,8 @@ def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
         known = "floats" if step == 0 else f"{1 + levels(int(name[3:]), False)[1]} levels"
         ax.text(left + len(row) / 2 - 0.5, floor - 0.17, f"{name}\n{known}", ha="center", va="top", fontsize=8)
         if step:
-            bend = {"arrowstyle": "-|>", "mutation_scale": 12, "connectionstyle": "arc3,rad=-0.3", "color": INK}
-            ax.add_patch(FancyArrowPatch((left - 2.4, floor + drop), (left - 0.6, floor + 0.12), **bend))
+            look = {"connectionstyle": "arc3,rad=-0.3", "color": INK, "linewidth": 1}
+            arrow(ax, (left - 2.4, floor + drop), (left - 0.6, floor + 0.12), **look)
     ax.set(ylim=(-drop * (len(stairs) - 1) - 0.5, 0.6), xlim=(-2, width * len(stairs) - 2))
     ax.axis("off")
     lost = [((y - row).square().sum() / row.square().sum()).item() for y, _ in list(stairs.values())[1:]]
