@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel, PrinterCallback, Trainer
+from transformers import AttentionInterface, BatchEncoding, PreTrainedModel, PrinterCallback, Trainer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from bitlab.attention import KNOW_BITS, binary_attention
@@ -121,22 +121,27 @@ FIRST_LAYER = {
 def first_layer(model: PreTrainedModel, data, examples: int = 64) -> dict[str, Tensor]:
     """Four tensors of a float BERT's first layer that a binary one binarizes, on the CPU.
 
-    They are read off a copy with binarizers that let everything through, and with BiT's ReLU. The sentences are of one
-    length, the most frequent one on dev, so that there is no padding among the numbers.
+    They are read off a copy with binarizers that let everything through, and with BiT's ReLU.
 
     Args:
         model: in float.
         data: a task's tokens, as of `lab.data()`.
-        examples: sentences at most.
+        examples: sentences at most, `of_one_length`.
     """
     probe = binarize(copy.deepcopy(model), BitConfig(weight_bits=32, activation_bits=32))
-    dev = next(iter(data.evaluations.values()))
-    length = statistics.mode(map(len, dev["input_ids"]))
-    rows = [row for row in dev if len(row["input_ids"]) == length][:examples]
     with record(probe.eval(), names="layer.0.", keep=True) as seen:
-        probe(**data.collate(rows).to(probe.device))
+        probe(**of_one_length(data, examples).to(probe.device))
     ends = {name: next(n for n in seen if n.endswith("layer.0." + place)) for name, place in FIRST_LAYER.items()}
     return {name: seen[end][-1].tensor.cpu() for name, end in ends.items()}
+
+
+def of_one_length(data, most: int) -> BatchEncoding:
+    """Dev sentences of the commonest length, without their labels: there is no padding among the numbers."""
+    dev = next(iter(data.evaluations.values()))
+    length = statistics.mode(map(len, dev["input_ids"]))
+    batch = data.collate([row for row in dev if len(row["input_ids"]) == length][:most])
+    batch.pop("labels")
+    return batch
 
 
 def attend(model: PreTrainedModel, function: Callable) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from bitlab import results
 from bitlab.course.figures.parts import seeds
 from bitlab.course.lab import Lab
 from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, MARKS, told
+from bitlab.course.probes import of_one_length as of_one_length  # the notebook calls it a figure's
 from bitlab.data import sample
 from bitlab.data.glue import encode
 from bitlab.data.tasks import TASKS
@@ -144,15 +145,6 @@ def looked_at(model: PreTrainedModel, sentences: Mapping[str, Tensor]) -> float:
     """The share of all keys that a token looks at, on average over layers, heads and sentences without padding."""
     used = model(**sentences, output_attentions=True).attentions
     return sum((each > 0).float().mean().item() for each in used) / len(used)
-
-
-def of_one_length(data, most: int) -> dict[str, Tensor]:
-    """Dev sentences of the commonest length, without their labels: no padding."""
-    dev = next(iter(data.evaluations.values()))
-    length = collections.Counter(map(len, dev["input_ids"])).most_common(1)[0][0]
-    batch = data.collate([row for row in dev if len(row["input_ids"]) == length][:most])
-    batch.pop("labels")
-    return batch
 
 
 def by_place(numbers: Mapping[str, float]) -> dict[str, float]:
