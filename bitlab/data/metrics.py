@@ -4,6 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -17,17 +18,17 @@ def _correlation(function, labels: np.ndarray, predictions: np.ndarray) -> float
     # A constant has no correlation; 0 says "nothing learned", where scipy warns and returns NaN.
     if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return 0.0
-    return float(function(labels, predictions).statistic)
+    return function(labels, predictions).statistic
 
 
 _METRICS = {
-    "accuracy": lambda y, p: float(accuracy_score(y, p)),
-    "f1": lambda y, p: float(f1_score(y, p, zero_division=0.0)),
-    "f1_micro": lambda y, p: float(f1_score(y, p, average="micro", zero_division=0.0)),
-    "f1_macro": lambda y, p: float(f1_score(y, p, average="macro", zero_division=0.0)),
-    "matthews_correlation": lambda y, p: float(matthews_corrcoef(y, p)),
-    "pearson": lambda y, p: _correlation(pearsonr, y, p),
-    "spearman": lambda y, p: _correlation(spearmanr, y, p),
+    "accuracy": accuracy_score,
+    "f1": partial(f1_score, zero_division=0.0),
+    "f1_micro": partial(f1_score, average="micro", zero_division=0.0),
+    "f1_macro": partial(f1_score, average="macro", zero_division=0.0),
+    "matthews_correlation": matthews_corrcoef,
+    "pearson": partial(_correlation, pearsonr),
+    "spearman": partial(_correlation, spearmanr),
 }
 
 
@@ -68,7 +69,7 @@ def glue_metrics(task: str | Task, predictions, labels) -> dict[str, float]:
         raise BitlabError(f"{task.title}: {len(predictions)} predictions for {len(labels)} labels.")
     if (labels < 0).any() and (task.has_classes or task.label_range):
         raise BitlabError(f"{task.title}: labels of -1, a test split has none to score against.")
-    return {name: _METRICS[name](labels, predictions) for name in task.metrics}
+    return {name: float(_METRICS[name](labels, predictions)) for name in task.metrics}
 
 
 def check_predictions(task: Task, *predictions) -> None:

@@ -191,12 +191,13 @@ def _unique(make: Callable, seed: str, sizes: dict[str, int]) -> Iterator[tuple[
 def sample_glue(task: str | Task, train: int = 2000, dev: int = 500, seed: int = 0) -> DatasetDict:
     """A sample task in the shape of a GLUE task: its columns, label set and splits.
 
-    task        "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli" or "rte"; what each asks is told by the
-                function of that name in this module
-    train, dev  examples in `train` and in each evaluation split; no text is in two of them
-    seed        the same seed gives the same examples everywhere
-
-    Raises BitlabError for an unknown task, or for more examples than the grammar has.
+    Args:
+        task: "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli" or "rte"; what each asks is told by the function of
+            that name in this module.
+        train, dev: examples in `train` and in each evaluation split; no text is in two of them.
+        seed: the same seed gives the same examples everywhere.
+    Raises:
+        BitlabError: for an unknown task, or for more examples than the grammar has.
     """
     task = get_glue_task(task)
     sizes = {"train": train} | dict.fromkeys(task.eval_splits, dev)

@@ -18,7 +18,7 @@ from bitlab.data.metrics import row_names
 from bitlab.data.sample import sample_squad
 from bitlab.data.sources import features, load_hub, logger, resolve_source
 from bitlab.data.tasks import SQUAD
-from bitlab.errors import BitlabError, check_number
+from bitlab.errors import BitlabError
 from bitlab.files import read_json, reading
 
 HUB_ID = "rajpurkar/squad"
@@ -158,9 +158,6 @@ class WindowSizes:
             BitlabError: for windows longer than the model reads, or without room for anything new in the next.
         """
         limit = tokenizer.model_max_length
-        for name, value in (("max_length", max_length), ("stride", stride), ("question_length", question_length)):
-            if value is not None:
-                check_number(name, value, at_least=0 if name == "stride" else 1, whole=True)
         if max_length is not None and max_length > limit:
             raise BitlabError(f"windows of {max_length} tokens are too long: this model reads {limit} at most")
         length = max_length or min(SQUAD.max_length, limit)
