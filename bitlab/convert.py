@@ -149,8 +149,8 @@ def _add_attention_binarizers(parts: LayerParts, bits: int, kind: type[Binarizer
 def _set_attention(model: PreTrainedModel, encoder: Encoder) -> None:
     """Let the attention modules run `bitlab.attention`, and the encoder refuse to run without."""
     for parts in encoder.layers:
-        own = next((new for old, new in attention.OWN.items() if type(parts.attention) is old), None)
-        parts.attention.__class__ = own or type(parts.attention)
+        kind = type(parts.attention)
+        parts.attention.__class__ = attention.OWN.get(kind, kind)
     holder = encoder.module if hasattr(encoder.module, "config") else model
     for module in (model, holder, *(parts.attention for parts in encoder.layers)):
         if hasattr(module, "config"):

@@ -18,6 +18,7 @@ from bitlab.data.sources import features
 from bitlab.data.tasks import SQUAD, Task, get_task
 from bitlab.errors import BitlabError, check_number
 from bitlab.experiments.prepared import prepare
+from bitlab.experiments.schedule import FULL
 from bitlab.files import quiet
 from bitlab.heads import task_of
 from bitlab.models import load_any, load_tokenizer
@@ -92,7 +93,7 @@ def evaluate(
     return {
         "task": task.name,
         "model": os.path.basename(os.fspath(model)),
-        "precision": quantization.precision if quantization else "W32A32",
+        "precision": quantization.precision if quantization else FULL,
         "score": dev.score(metrics),
         "metrics": metrics,
         "examples": dev.scored,

@@ -73,7 +73,7 @@ def bench(
         BitlabError: for what is out of the bounds of `BenchSettings`.
     """
     BenchSettings(layers, length, tuple(batches), rounds, threads, shape)
-    with session(rounds, threads), torch.inference_mode():
+    with session(threads), torch.inference_mode():
         limits = processor_limits()
         rows = linear_rows(length, 3 * rounds)  # they are short, and a busy machine is uneven
         found, absent = (encoder_rows(layers, length, batches, rounds, shape, others)) if layers else ([], {})

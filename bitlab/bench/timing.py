@@ -8,15 +8,12 @@ from contextlib import contextmanager
 import torch
 
 from bitlab.compiled import torch_threads
-from bitlab.errors import check_number
 from bitlab.files import quiet
 
 
 @contextmanager
-def session(rounds: int, threads: int):
+def session(threads: int):
     """Torch on so many threads, seeded and without messages while the block runs, and as it was afterwards."""
-    check_number("rounds", rounds, at_least=1, whole=True)
-    check_number("threads", threads, at_least=1, whole=True)
     with torch_threads(threads), quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         yield

@@ -41,7 +41,6 @@ from bitlab.distillation.optim import ClippingAdamW
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
 from bitlab.distillation.teacher_outputs import PLACES, KeptOutputs, kept_outputs
 from bitlab.distillation.trainer import LONG
-from bitlab.errors import BitlabError, check_number
 from bitlab.experiments import environment
 from bitlab.experiments.prepared import prepare
 from bitlab.experiments.stage import arguments, set_dropout
@@ -67,12 +66,6 @@ class Shape:
     batch: int = 16
     length: int = 128
     vocabulary: int = 30_522
-
-    def __post_init__(self):
-        for name, value in asdict(self).items():
-            check_number(name, value, at_least=1, whole=True, at_most=512 if name == "length" else None)
-        if self.width % 32:
-            raise BitlabError(f"width is {self.width}: give a multiple of 32")
 
     def model(self) -> BertForSequenceClassification:
         sizes = {"hidden_size": self.width, "num_attention_heads": self.width // 32}
@@ -186,7 +179,7 @@ def bench(shape: Shape = MINILM, rounds: int = 5, threads: int = 1, names=tuple(
     real lengths: batch, name, median seconds, and the ratio to the plain step of the same precision. Seconds are the
     process's own where one thread works on a CPU.
     """
-    with session(rounds, threads):
+    with session(threads):
         steps = {name: Step(shape, CONTENDERS[name]) for name in names}
         times = measure(steps, rounds)
         memory = {name: peak_memory(step) for name, step in steps.items()}
@@ -244,7 +237,7 @@ GROWTH = {"length": (32, 64, 128, 256, 512), "batch": (1, 4, 16, 64), "layers": 
 def growth(shape: Shape = MINILM, rounds: int = 3, threads: int = 1, axes: dict = GROWTH) -> dict:
     """Seconds of a distillation step and of the plain one, at their fastest, as length, batch or layers grow."""
     found = {}
-    with session(rounds, threads):
+    with session(threads):
         for axis, values in axes.items():
             found[axis] = []
             for value in values:
@@ -267,7 +260,7 @@ def tasks(source: str, names=("cola", "sst2", "mrpc", "stsb", "rte"), rounds: in
     how many times more real tokens a second our step takes than a fixed-length step at 2.6 times the plain one would.
     """
     rows, tokenizer = [], load_tokenizer("minilm")
-    with session(rounds, threads):
+    with session(threads):
         for name in names:
             task = get_glue_task(name)
             data = prepare(task, source, tokenizer)

@@ -197,10 +197,10 @@ class _Stages:
         if precision == self.precisions[-1]:
             tests = self.data.encoded_tests(math.inf if self.experiment.preset == "full" else QUICK_TEST)
             predictions |= self.data.files(predict(model, self.data, tests)) if tests else {}
-        record = {"score": score, "metrics": metrics, "steps": trained.steps, "seconds": seconds}
+        record = {"precision": precision, "score": score, "metrics": metrics}
+        record |= {"steps": trained.steps, "seconds": seconds}
         if scores := [entry["eval_score"] for entry in trained.log if "eval_score" in entry]:
             record["best"] = max(scores)
-        record = {"precision": precision} | record
         more = predictions | self._card(model, number, record)
         save(model, record=record, log=trained.log, training=training, more=more)
         return record
