@@ -150,9 +150,11 @@ def _train(general, student, teacher, tokenizer, train, held_out, folder: Path, 
 def start_from(student: PreTrainedModel, name: str, alpha: str = "rescale") -> PreTrainedModel:
     """Give a binary student the encoder of another binary model, in place; its pooler and its head stay.
 
-    Args: name: folder or hub id of the other model. alpha: what becomes of its scales where it has another precision,
-        see `set_precision`.
-    Errors: BitlabError if the other model is not binary, is packed, or is not of the student's method and shape.
+    Args:
+        name: folder or hub id of the other model.
+        alpha: what becomes of its scales where it has another precision, see `set_precision`.
+    Raises:
+        BitlabError: if the other model is not binary, is packed, or is not of the student's method and shape.
     """
     own = student.config.quantization_config
     with files.quiet():

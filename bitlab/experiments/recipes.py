@@ -10,7 +10,9 @@ from bitlab.methods import DistillationConfig
 class Phase:
     """One training within a stage, with an optimizer of its own.
 
-    Args: loss: what the student learns from. rate: factor on the stage's learning rate.
+    Args:
+        loss: what the student learns from.
+        rate: factor on the stage's learning rate.
     """
 
     loss: DistillationConfig

@@ -4,7 +4,6 @@ Source: multi-step distillation, BiT (Liu et al., 2022, arXiv 2205.13016): each 
 next stage's teacher and its starting point.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 
 from bitlab.errors import BitlabError
@@ -27,19 +26,19 @@ class Schedule:
 
         `method` is that of the `BitConfig`: each has its own precisions (W2 is ternary, for "binarybert" alone).
 
-        Errors: BitlabError for a schedule that names no stage, repeats one, or goes up in precision, and for a
-        precision that does not exist.
+        Raises:
+            BitlabError: for a schedule that names no stage, repeats one, or goes up in precision, and for a precision
+                that does not exist.
         """
         parts = [part.strip() for part in str(text).replace("→", "->").split("->")]
         if parts == [""]:
             raise BitlabError("the schedule names no stage: write for instance 'W32A32 -> W1A2 -> W1A1'")
-        names = ["W{}A{}".format(*parse_precision(part, method)) for part in parts]
-        if names[0] != FULL:
-            names.insert(0, FULL)
-        if len(names) == 1:
+        path = [parse_precision(part, method) for part in parts]
+        path = path if path[0] == (32, 32) else [(32, 32), *path]
+        names = ["W{}A{}".format(*bits) for bits in path]
+        if len(path) == 1:
             raise BitlabError(f"schedule {text!r} names no stage after {FULL}: add one, for instance 'W32A32 -> W1A1'")
-        for before, after in itertools.pairwise(names):
-            old, new = parse_precision(before, method), parse_precision(after, method)
+        for before, after, old, new in zip(names, names[1:], path, path[1:]):
             if old == new:
                 raise BitlabError(f"schedule {text!r} repeats {after}: each stage must lower the precision")
             if new[0] > old[0] or new[1] > old[1]:

@@ -111,7 +111,8 @@ def set_dropout(model: nn.Module, probability: float | None) -> None:
 def arguments(folder: Path | None = None, **options) -> TrainingArguments:
     """transformers' TrainingArguments, quiet, and on the device that there is.
 
-    Args: folder: None where nothing is written; Trainer makes its folder all the same: let it be one that exists.
+    Args:
+        folder: None where nothing is written; Trainer makes its folder all the same: let it be one that exists.
     """
     return TrainingArguments(
         str(folder or tempfile.gettempdir()),

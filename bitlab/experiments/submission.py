@@ -23,7 +23,9 @@ def file_name(task: Task, split: str) -> str:
 def content(task: Task, logits: np.ndarray) -> str:
     """The file's text: a header, and a line for each example in the order of the data.
 
-    Args: logits: (N, classes), or (N, 1) for STS-B.
+    Args:
+        logits: (N, classes), or (N, 1) for STS-B.
+
     The prediction is written as the task's original files write labels: a word for MNLI, QNLI and RTE, 0 or 1 for
     the other classes, a number from 0 to 5 with three decimals for STS-B.
     """
