@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
 
 from bitlab.cost import summary
 from bitlab.course import exercises
@@ -34,11 +36,9 @@ def binary_encoder(lab: Lab, data, encoder: Callable, student: Callable, measure
     """
     if not filled(("05.4", encoder), ("05.5", student), ("05.6", measure), ("05.7", teach)):
         return
-    teacher = encoder(len(data.tokenizer)).to(lab.device)
-    lab.train(teacher, data, steps=400, learning_rate=1e-3)
-    teacher.eval().requires_grad_(False)
-    batches = _batches(lab, data, data.train, 1600, size=32)
-    held_out = _batches(lab, data, next(iter(data.evaluations.values())), 250, size=50)
+    teacher = _teacher(lab, data, encoder)
+    batches = _batches(data, data.train, 1600, size=32, device=lab.device)
+    held_out = _batches(data, _dev(data), 250, size=50, device=lab.device)
     taught = student(teacher)
     taught.train()(**batches[0])  # alphas
     print("before", _line(measure(teacher, taught.eval(), held_out)))
@@ -47,11 +47,22 @@ def binary_encoder(lab: Lab, data, encoder: Callable, student: Callable, measure
     print("after ", _line(measure(teacher, taught.eval(), held_out)))
 
 
-def _batches(lab: Lab, data, rows, most: int, size: int) -> list:
+def _teacher(lab: Lab, data, model: Callable) -> PreTrainedModel:
+    """The reader's model, trained in float, which learns no more."""
+    teacher = model(len(data.tokenizer)).to(lab.device)
+    lab.train(teacher, data, steps=400, learning_rate=1e-3)
+    return teacher.eval().requires_grad_(False)
+
+
+def _dev(data) -> Dataset:
+    return next(iter(data.evaluations.values()))
+
+
+def _batches(data, rows: Dataset, most: int, size: int, device="cpu") -> list:
     """The first rows, `most` of them where there are so many."""
     places = range(min(most, len(rows)))
     parts = (places[at : at + size] for at in places[::size])
-    return [data.collate([rows[i] for i in part]).to(lab.device) for part in parts]
+    return [data.collate([rows[i] for i in part]).to(device) for part in parts]
 
 
 def _line(found: dict[str, float]) -> str:
@@ -67,9 +78,7 @@ def packed_model(lab: Lab, data, model: Callable, train: Callable, pack: Callabl
     """
     if not filled(("08.4", model), ("08.5", train), ("08.6", pack), ("08.7", clock)):
         return
-    teacher = model(len(data.tokenizer)).to(lab.device)
-    lab.train(teacher, data, steps=400, learning_rate=1e-3)
-    teacher.eval().requires_grad_(False)
+    teacher = _teacher(lab, data, model)
     batches = lab.lessons(data, seed=1, steps=300, size=32)
     student = train(teacher, batches).cpu()
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +96,6 @@ def packed_model(lab: Lab, data, model: Callable, train: Callable, pack: Callabl
 @torch.no_grad()
 def _accuracy(model, data) -> float:
     """On dev; of packed models too, which no Trainer takes."""
-    dev = next(iter(data.evaluations.values()))
-    batches = (data.collate([dev[i] for i in range(at, min(at + 50, len(dev)))]) for at in range(0, len(dev), 50))
+    batches = _batches(data, _dev(data), len(_dev(data)), size=50)
     right = [model(**batch).logits.argmax(-1) == batch["labels"] for batch in batches]
     return torch.cat(right).float().mean().item()

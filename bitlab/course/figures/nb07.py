@@ -12,7 +12,7 @@ from torch import Tensor
 from bitlab.binarizers import elastic, levels
 from bitlab.course.drawings import arrow
 from bitlab.course.figures.parts import groups, seeds
-from bitlab.course.plots import COLORS, GUESSING, INK, LOOK, bars, note, told
+from bitlab.course.plots import COLORS, GUESSING, INK, LOOK, MARKS, bars, note, told
 
 
 def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
@@ -60,7 +60,7 @@ def levels_at_change(values: Tensor, scales: Mapping[str, float]) -> list[Axes]:
         ax.hist(positive, bins=24, color=COLORS["latent"], alpha=0.6)
         for level in y.unique():
             ax.axvline(level, color=COLORS["binary"], linewidth=2)
-        ax.axvline(alpha / 2, color=INK, linestyle=(0, (5, 2)), linewidth=1, label="lowest border")
+        ax.axvline(alpha / 2, color=INK, linestyle=MARKS["beta"], linewidth=1, label="lowest border")
         ax.set(xlabel="ReLU output", title=f"{name}: α = {alpha:.2f}\nloses {lost[name]:.0%} of x²")
     axes[0].set_ylabel("how many (zeros left out)")
     axes[0].legend(loc="upper right", fontsize=7)
@@ -98,26 +98,31 @@ def walker(runs: pd.DataFrame) -> Callable:
         if found.empty:
             return f"{schedule} with alpha {alpha} and seed {seed} is not stored: choose rescale, or another path."
         straight = runs[(runs.schedule == "W32A32 -> W1A1") & (runs.seed == seed)]
-        _, axes = plt.subplots(2, 1, figsize=(6.4, 4.0), sharex=True)
+        _, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 4.0), sharex=True)
+        dot = {"linestyle": "", "marker": "o", "markeredgecolor": INK}
         for walked, look in ((straight, LOOK["float"]), (found, LOOK["binary"])):
-            ends, name = [0, *itertools.accumulate(walked.steps[1:])], next(iter(walked.schedule), "")
-            axes[1].plot(ends, walked.score, **(look | {"linestyle": ""}), marker="o", markeredgecolor=INK, label=name)
-        for begin, curve in zip(ends, found.curve[1:]):
+            bottom.plot(_ends(walked), walked.score, **look | dot, label=walked.schedule.iloc[0])
+        for begin, curve in zip(_ends(found), found.curve[1:]):
             steps, losses = zip(*curve)
-            axes[0].plot([begin + step for step in steps], losses, **LOOK["binary"])
-        for end, row in zip(itertools.accumulate([0, *found.steps[1:]]), found.itertuples()):
-            note(axes[1], f"{row.precision} {row.score:.3f}", (end, row.score), (0, 6))
-        if len(straight) and len(found) > 2:
-            end = straight.score.iloc[-1]
-            note(axes[1], f"{end:.3f}", (straight.steps[1:].sum(), end), (0, -14))
-        axes[0].set(title=f"{schedule}, alpha: {alpha}, seed {seed} (stored)", ylabel="loss")
-        axes[1].set(xlabel="step of the student", ylabel="dev accuracy", ylim=(0.4, 1.1), xlim=(-45, 445))
-        axes[1].legend(loc="lower left", fontsize=8)
-        scores = ", ".join(f"{row.precision} {row.score:.3f}" for row in found.itertuples())
-        axes[0].figure.set_label(f"Loss and accuracy along {schedule}, alpha {alpha}, seed {seed}: {scores}.")
-        return axes
+            top.plot([begin + step for step in steps], losses, **LOOK["binary"])
+        for end, row in zip(_ends(found), found.itertuples()):
+            note(bottom, f"{row.precision} {row.score:.3f}", (end, row.score), (0, 6))
+        if len(found) > 2:
+            last = straight.score.iloc[-1]
+            note(bottom, f"{last:.3f}", (_ends(straight)[-1], last), (0, -14))
+        top.set(title=f"{schedule}, alpha: {alpha}, seed {seed} (stored)", ylabel="loss")
+        bottom.set(xlabel="step of the student", ylabel="dev accuracy", ylim=(0.4, 1.1), xlim=(-45, 445))
+        bottom.legend(loc="lower left", fontsize=8)
+        scores = told(dict(zip(found.precision, found.score)), ".3f")
+        top.figure.set_label(f"Loss and accuracy along {schedule}, alpha {alpha}, seed {seed}: {scores}.")
+        return [top, bottom]
 
     return walk
+
+
+def _ends(stages: pd.DataFrame) -> list[int]:
+    """Steps of the student at the end of each stage; the first stage is its teacher's."""
+    return [0, *itertools.accumulate(stages.steps[1:])]
 
 
 def real_tasks(scores: Mapping[str, Mapping[str, Sequence[float]]], constant: Mapping[str, float]) -> list[Axes]:

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 from bitlab import results
 from bitlab.bench.packed import ENCODERS
 from bitlab.course.figures.parts import lying
-from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, LOOK, told
+from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, LOOK, MARKS, told
 from bitlab.files import read_json
 from bitlab.packed.bits import pack_bits, unpack_bits
 from bitlab.packed.layers import PackedLinear
@@ -40,7 +40,7 @@ def threshold(linear: PackedLinear, binarizer, turns: Tensor) -> Callable[[int],
         ax.plot(dots, y, **LOOK["latent"], label="bias + scale · dot")
         faces = [COLORS["binary"] if dot >= turn else "white" for dot in dots]
         ax.scatter(dots, y, s=14, c=faces, edgecolors=INK, linewidths=0.6, zorder=3)
-        ax.axhline(beta, color=INK, linestyle=(0, (5, 2)), linewidth=1, label="beta")
+        ax.axhline(beta, color=INK, linestyle=MARKS["beta"], linewidth=1, label="beta")
         if abs(turn) <= linear.in_features:
             ax.axvline(turn - 0.5, **LOOK["binary"], label=f"bit = 1 from dot = {turn} on")
         ax.set(xlabel="dot product (an integer)", ylabel="value before the sign", title=f"query channel {channel}")
@@ -225,7 +225,7 @@ def fastest(
     bf16 = min(time for name, time in seconds.items() if "bf16" in name)
     times = {"float32": seconds["float32"], "bf16": bf16, "int8": seconds[engine]}
     ours = {"W1A4": "packed, c, W1A4", "W1A2": "packed, c, W1A2", "W1A1": "packed, c"}
-    times |= {precision: seconds[name] for precision, name in ours.items() if name in seconds}
+    times |= {precision: seconds[name] for precision, name in ours.items()}
     return {name: 1e3 * time for name, time in times.items()}, engine, title.split(",")[0]
 
 
