@@ -11,9 +11,8 @@ The set-up cell of every notebook:
 
 Then `lab.pick(quick=300, full=5000)` wherever a number depends on the preset, `lab.claim(condition, "what")` for what
 must be seen on the sample data, and `check("02.1", answer)` under each exercise (see `bitlab.course.exercises` for
-how one is added). Environment variables: BITLAB_PRESET is
-quick (default) or full; BITLAB_STRICT=1 makes `check` raise; BITLAB_HEADLESS, set by the runner, leaves out
-what needs a person.
+how one is added). Environment variables: BITLAB_PRESET is quick (default) or full; BITLAB_STRICT=1 makes `check`
+raise; BITLAB_HEADLESS, set by the runner, leaves out what needs a person.
 """
 
 import gc
@@ -108,7 +107,8 @@ class Lab:
             steps: of 32 examples each; the rate rises over a tenth of them to `learning_rate` and falls to 0.
             alpha_learning_rate: the same for the scales of a binary model.
             options: for `bitlab.DistillationTrainer`, for instance `distillation=DistillationConfig(hidden=0)`.
-        Returns: the log, one dict every so many steps: step, loss and its terms.
+        Returns:
+            The log, one dict every so many steps: step, loss and its terms.
         """
         from transformers import set_seed
 
@@ -151,7 +151,8 @@ def start(notebook: str, model: str = "minilm", seed: int = 0) -> Lab:
         notebook: its number as in its file name, "02".
         model: what the full preset starts from: "minilm", a hub id or a folder.
         seed: for Python's, NumPy's and torch's generators.
-    Raises: BitlabError if BITLAB_PRESET is neither quick nor full.
+    Raises:
+        BitlabError: if BITLAB_PRESET is neither quick nor full.
     """
     from transformers import set_seed
 
@@ -213,8 +214,10 @@ def check(id: str, answer: Callable) -> None:
     Args:
         id: "02.1" is the first exercise of notebook 02.
         answer: the reader's function. One that returns NotImplemented counts as not attempted.
-    Raises: BitlabError for an unknown id; ExerciseError unless passed, if BITLAB_STRICT=1. Otherwise
-        nothing, also if the answer itself raises, so that "Run All" always reaches the last cell.
+    Raises:
+        BitlabError: for an unknown id.
+        ExerciseError: unless passed, if BITLAB_STRICT=1. Otherwise nothing, also if the answer itself raises, so that
+            "Run All" always reaches the last cell.
     """
     entry = exercises.find(id)
     cause = None

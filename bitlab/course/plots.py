@@ -162,7 +162,8 @@ def pair(before, alpha, beta=None, bits: int = 1, signed: bool = True) -> np.nda
     Args:
         before: activations (..., channels), a tensor.
         alpha, beta, bits, signed: the binarizer; beta is (channels,), a number, or None for no threshold.
-    Returns: the two axes.
+    Returns:
+        The two axes.
     """
     _, axes = plt.subplots(1, 2)
     threshold = 0.0 if beta is None else beta

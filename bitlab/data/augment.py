@@ -54,16 +54,21 @@ def augment(
     """Augment a GLUE task's training set, go on with an interrupted augmentation, or find it done.
 
     Args:
-        source: as for `load_glue`. vectors: a GloVe text file. settings: None for the task's own.
+        source: as for `load_glue`.
+        vectors: a GloVe text file.
+        settings: None for the task's own.
         masked_lm: called for (tokenizer, model), in each process: `partial(load_masked_lm, name)` of `bitlab.models`.
             None: candidates come from the word vectors alone.
-        processes: the table does not depend on it. output: a folder, `runs/augment-<task>-<fingerprint>` if None; the
-            fingerprint is of training set, vectors, model, settings and program, so other inputs go elsewhere.
+        processes: the table does not depend on it.
+        output: a folder, `runs/augment-<task>-<fingerprint>` if None; the fingerprint is of training set, vectors,
+            model, settings and program, so other inputs go elsewhere.
         report: called with one line at a time about what happens.
-    Returns: (folder, record). `load_glue(task, folder)` reads the table, `<TASK>/train.tsv`: the original rows, then
-        the new ones, with the number of the row they come from in the first column; the record lies beside it. Rows
-        whose texts are there already are dropped.
-    Errors: BitlabError for bad inputs (nothing is written then), and for a folder that holds anything else.
+    Returns:
+        tuple: folder and record. `load_glue(task, folder)` reads the table, `<TASK>/train.tsv`: the original rows,
+            then the new ones, with the number of the row they come from in the first column; the record lies beside
+            it. Rows whose texts are there already are dropped.
+    Raises:
+        BitlabError: for bad inputs (nothing is written then), and for a folder that holds anything else.
     """
     task = get_glue_task(task)
     settings = settings or settings_for(task)
@@ -94,8 +99,11 @@ def augment(
 def load_augmented(task: Task, path: str | PathLike) -> tuple[Dataset, dict]:
     """A table that `augment` wrote, or any training set in the original layout, and what is known of it.
 
-    path: the folder, the task's folder in it, or its train.tsv. The record has the table's name, the digest of its
-    content, and where `augment` wrote it the settings.
+    Args:
+        path: the folder, the task's folder in it, or its train.tsv.
+    Returns:
+        tuple: the rows, and a record: the table's name, the digest of its content, and where `augment` wrote it the
+            settings.
     """
     path = Path(path).expanduser()
     places = (path, path / task.folder / TABLE, path / TABLE)

@@ -42,7 +42,10 @@ def in_case_of(original: str, word: str) -> str:
 class WordVectors:
     """Nearest words by the cosine of their vectors.
 
-    words: in lower case, no two equal. matrix: (words, width) float32, rows of length 1. digest: of the file.
+    Args:
+        words: in lower case, no two equal.
+        matrix: (words, width) float32, rows of length 1.
+        digest: of the file.
     """
 
     def __init__(self, words: list[str], matrix: torch.Tensor, digest: str):
@@ -70,8 +73,10 @@ def read_vectors(path: str | PathLike) -> WordVectors:
 
     A first line of two whole numbers (word2vec's and fastText's header) is left out, and so are entries that are no
     words in our sense, entries that differ from an earlier one in case only, and vectors of length 0.
-    Errors: BitlabError, with the line, where a vector has another width than the first or holds anything but finite
-    numbers; also for no file, an empty one, and one with fewer than two words.
+
+    Raises:
+        BitlabError: with the line, where a vector has another width than the first or holds anything but finite
+            numbers; also for no file, an empty one, and one with fewer than two words.
     """
     path = Path(path).expanduser()
     if not path.is_file():

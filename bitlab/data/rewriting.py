@@ -85,8 +85,11 @@ def make_parts(
 ) -> None:
     """Write the parts of the new rows that are not in `folder` yet, each whole or not at all.
 
-    job: makes them, in this process; with more than one, each is given it and calls `masked_lm` for a model of its own.
-    Errors: BitlabError where one of the processes is killed.
+    Args:
+        job: makes them, in this process; with more than one, each is given it and calls `masked_lm` for a model of its
+            own.
+    Raises:
+        BitlabError: where one of the processes is killed.
     """
     folder.mkdir(exist_ok=True)
     numbered = list(enumerate(rows))
