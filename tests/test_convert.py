@@ -338,9 +338,9 @@ def test_training_steps_lower_the_loss(architecture, kind):
     inputs = batch(size=8, length=6)
     labels = torch.arange(8) % 2
     inputs["input_ids"][:, 0] = 3 + labels
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(30):
         loss = model(**inputs, labels=labels).loss
         loss.backward()
         learning = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -349,7 +349,7 @@ def test_training_steps_lower_the_loss(architecture, kind):
         optimizer.zero_grad()
         losses.append(loss.item())
     if kind != "binarybert W1A1":  # which hardly learns anything, here as in the published table
-        fives = [sum(losses[i : i + 5]) for i in range(56)]  # a binary model's loss is ragged
+        fives = [sum(losses[i : i + 5]) for i in range(26)]  # a binary model's loss is ragged
         assert min(fives) < 0.9 * fives[0]
 
 
