@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from bitlab.convert import binarize
 from bitlab.cost import summary
-from bitlab.course.figures.parts import lying
+from bitlab.course.figures.parts import side_by_side
 from bitlab.course.lab import Lab
-from bitlab.course.plots import COLORS, CONTROL, INK, Page, note, told
+from bitlab.course.plots import COLORS, CONTROL, INK, Page, note
 from bitlab.files import shipped
 from bitlab.models import load_tokenizer
 from bitlab.packed import load_packed, pack, save_packed
@@ -117,13 +117,7 @@ def cost(mib: Mapping[str, float], seconds: Mapping[str, float]) -> list[Axes]:
     """Size and time of some models, bars from zero."""
     panels = {"MiB on disk": mib, "milliseconds a sentence": {name: 1e3 * time for name, time in seconds.items()}}
     looks = {"float": {"color": COLORS["float"]}, "packed": {"color": COLORS["binary"]}}
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 1.7), sharey=True)
-    for ax, (title, numbers) in zip(axes, panels.items()):
-        lying(ax, numbers, [looks.get(name, CONTROL) for name in numbers], [f"{x:.3g}" for x in numbers.values()])
-        ax.set_title(title)
-    sides = ". ".join(f"{title}: {told(numbers, '.3g')}" for title, numbers in panels.items())
-    figure.set_label(f"Bars. {sides}.")
-    return list(axes)
+    return side_by_side(panels, [looks.get(name, CONTROL) for name in mib], figsize=(8.4, 1.7))
 
 
 def overview(claims: Mapping[str, str]) -> Page:

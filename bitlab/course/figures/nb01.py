@@ -12,7 +12,7 @@ from bitlab.config import BitConfig
 from bitlab.convert import binarize
 from bitlab.cost import Summary, summary
 from bitlab.course.drawings import arrow, box
-from bitlab.course.figures.parts import lying
+from bitlab.course.figures.parts import side_by_side
 from bitlab.course.plots import COLORS, INK, LOOK, TWO, bars, note, told
 
 
@@ -98,15 +98,14 @@ def shrunk(name: str, model: PreTrainedModel, precision: str, length: int) -> li
     """Size and operations of a float model, which becomes one of that precision."""
     before = summary(model, length)
     after = summary(binarize(model, BitConfig.from_precision(precision)), length)
-    figure, axes = plt.subplots(1, 2, figsize=(7, 1.6), sharey=True)
     looks = ({"color": COLORS["float"]}, {"color": COLORS["binary"]})
-    panels = {"MiB": (before.mib, after.mib), "GFLOPs": (before.flops / 1e9, after.flops / 1e9)}
-    for ax, (unit, (a, b)) in zip(axes, panels.items()):
-        lying(ax, {"float": a, precision: b}, looks, (f"{a:.3g}", f"{b:.3g}"))
-        ax.set(xlabel=unit, title=f"{a / b:.3g} times less")
-    sides = ", ".join(f"{a:.3g} {unit} become {b:.3g}" for unit, (a, b) in panels.items())
-    figure.set_label(f"{name} at {precision} and length {length}: {sides}.")
-    return list(axes)
+    panels = {"MiB": {"float": before.mib, precision: after.mib}}
+    panels["GFLOPs"] = {"float": before.flops / 1e9, precision: after.flops / 1e9}
+    axes = side_by_side(panels, looks, figsize=(7, 1.6))
+    for ax, (unit, numbers) in zip(axes, panels.items()):
+        ax.set_title(f"{unit}: {numbers['float'] / numbers[precision]:.3g} times less")
+    axes[0].figure.set_label(f"{name} at {precision} and length {length}. {axes[0].figure.get_label()}")
+    return axes
 
 
 def straight_through() -> Axes:

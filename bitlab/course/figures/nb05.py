@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from bitlab.course.figures.nb01 import shrunk
-from bitlab.course.figures.parts import channels, lying
+from bitlab.course.figures.parts import channels, side_by_side
 from bitlab.course.plots import COLORS, GUESSING, INK, bars, told
 
 FAMILIES = {"BERT-base": "bert", "RoBERTa-base": "roberta", "ELECTRA-small": "electra", "DistilBERT": "distilbert"}
@@ -68,13 +68,11 @@ def agreement(cosines: Mapping[str, Sequence[float]]) -> Axes:
 
 def alone(live: Mapping[str, float], stored: Mapping[str, float], chance: float, metric: str) -> list[Axes]:
     """What is left where one kind of tensor alone is binary: here, untrained, and stored, after some training."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.3), sharey=True)
-    panels = {"here, nothing trained": (live, "dev accuracy"), "stored, 120 steps on STS-B": (stored, metric)}
     looks = [{"color": COLORS["float"]}, *[{"color": COLORS["binary"]}] * len(live)]
-    for ax, (title, (scores, label)) in zip(axes, panels.items()):
-        lying(ax, scores, looks, [f"{score:.2f}" for score in scores.values()])
-        ax.set(title=title, xlabel=label, xlim=(0, 1.12))
+    panels = {"here, nothing trained": live, "stored, 120 steps on STS-B": stored}
+    axes = side_by_side(panels, looks, ".2f", figsize=(8.4, 3.3))
+    for ax, label in zip(axes, ("dev accuracy", metric)):
+        ax.set(xlabel=label, xlim=(0, 1.15))
     axes[0].axvline(chance, **GUESSING)
-    sides = f"Untrained: {told(live)}. Stored: {told(stored)}."
-    figure.set_label(f"Bars: one kind of tensor binary, the rest float. {sides}")
-    return list(axes)
+    axes[0].figure.set_label(f"One kind of tensor binary, the rest float. {axes[0].figure.get_label()}")
+    return axes

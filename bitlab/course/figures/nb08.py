@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 
 from bitlab import results
 from bitlab.bench.packed import ENCODERS
-from bitlab.course.figures.parts import lying
+from bitlab.course.figures.parts import lying, side_by_side
 from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, LOOK, MARKS, told
 from bitlab.files import read_json
 from bitlab.packed.bits import pack_bits, unpack_bits
@@ -236,15 +236,10 @@ def trade(score: Mapping[str, float], mib: Mapping[str, float], ms: Mapping[str,
         score: accuracy, a fraction, by precision. mib, ms: the same names. source: of the times, a short line.
     """
     panels = {"accuracy on SST-2 (stored)": score, "MiB": mib, "milliseconds": ms}
-    figure, axes = plt.subplots(1, 3, figsize=(9.4, 0.9 + 0.36 * len(score)), sharey=True)
     faces = [COLORS["binary"] if name.startswith("W1") else OTHERS for name in score]
     looks = [{"color": face} for face in (COLORS["float"], *faces[1:])]
-    for ax, (title, numbers) in zip(axes, panels.items()):
-        texts = [f"{x:.3f}".lstrip("0") if numbers is score else f"{x:.1f}" for x in numbers.values()]
-        lying(ax, numbers, looks, texts)
-        ax.set_title(title, fontsize=9)
+    axes = side_by_side(panels, looks, figsize=(9.4, 0.9 + 0.36 * len(score)))
     axes[0].axvline(0.509, **GUESSING)
     axes[2].set_xlabel(source.replace("(R)", ""), fontsize=7)
-    sides = ". ".join(f"{title}: {told(numbers, '.3g')}" for title, numbers in panels.items())
-    figure.set_label(f"Three panels of bars. {sides}. Guessing scores 0.509.")
-    return list(axes)
+    axes[0].figure.set_label(f"{axes[0].figure.get_label()} Guessing scores 0.509.")
+    return axes

@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -160,8 +159,8 @@ def kept(shares: Mapping[str, Mapping[str, float]]) -> list[Axes]:
     return list(axes)
 
 
-def marked(row: Mapping, answer: str, known: bool = True) -> str:
-    """A question and its paragraph as HTML: the reference is underlined, the model's answer stands in a frame.
+def marked(row: Mapping, answer: str, known: bool = True) -> tuple[str, str]:
+    """A question and its paragraph, as HTML and as text: _underlined_ is the reference, [framed] the model's answer.
 
     Args:
         known: whether the reference is known to be right; if not, no mark says that the answer is.
@@ -169,28 +168,17 @@ def marked(row: Mapping, answer: str, known: bool = True) -> str:
     text, right = row["context"], row["answers"]["text"][0]
     start = row["answers"]["answer_start"][0]
     at = start if answer == right else max(text.find(answer), 0)
-    styles = np.zeros((2, len(text) + 1), dtype=int)
-    styles[0, start : start + len(right)] = styles[1, at : at + len(answer)] = 1
-    cuts = [0, *(np.flatnonzero(np.diff(styles[:, :-1]).any(axis=0)) + 1), len(text)]
-    parts = []
-    for a, b in itertools.pairwise(cuts):
-        look = "text-decoration: underline 2px #13795B;" * styles[0, a] + "outline: 1.5px solid #C4620A;" * styles[1, a]
-        piece = html.escape(text[a:b])
-        parts.append(f'<span style="{look}">{piece}</span>' if look else piece)
+    end, to = start + len(right), at + len(answer)
+    page = plain = ""
+    for a, b in itertools.pairwise(sorted({0, start, end, at, to, len(text)})):
+        reference, answered = start <= a < end, at <= a < to
+        look = "text-decoration: underline 2px #13795B;" * reference + "outline: 1.5px solid #C4620A;" * answered
+        page += f'<span style="{look}">{html.escape(text[a:b])}</span>' if look else html.escape(text[a:b])
+        plain += "[" * answered + "_" * reference + text[a:b] + "_" * reference + "]" * answered
     mark = ("✓" if _right(row, answer) else "✗") if known else "→"
-    told = f"<b>{mark}</b> {html.escape(answer) or '(nothing)'}"
-    return f"<p><i>{html.escape(row['question'])}</i> {told}<br>{''.join(parts)}</p>"
-
-
-def _plain(page: str) -> str:
-    """A page in text: _underlined_, [framed]."""
-    page = re.sub(r'<span style="([^"]*)">(.*?)</span>', _brackets, page.replace("<br>", "\n  "))
-    return html.unescape(re.sub("<[^>]+>", "", re.sub("</(p|b)>", "\\g<0> ", page)))
-
-
-def _brackets(span: re.Match) -> str:
-    text = f"_{span[2]}_" if "underline" in span[1] else span[2]
-    return f"[{text}]" if "outline" in span[1] else text
+    said = answer or "(nothing)"
+    page = f"<p><i>{html.escape(row['question'])}</i> <b>{mark}</b> {html.escape(said)}<br>{page}</p>"
+    return page, f"{row['question']} {mark} {said}\n  {plain}"
 
 
 def _right(row: Mapping, answer: str) -> bool:
@@ -199,12 +187,12 @@ def _right(row: Mapping, answer: str) -> bool:
 
 def right_and_wrong(questions, answers: Mapping[str, str], count: int = 4) -> Page:
     """The first right answers in the left column, the first wrong ones in the right one."""
-    columns: dict[str, list[str]] = {"right": [], "wrong": []}
+    columns: dict[str, list[tuple[str, str]]] = {"right": [], "wrong": []}
     for row in questions:
         columns["right" if _right(row, answers[row["id"]]) else "wrong"].append(marked(row, answers[row["id"]]))
-    heads = "".join(f"<th>{len(pages)} {name}</th>" for name, pages in columns.items())
-    cells = "".join(CELL.format("".join(pages[:count])) for pages in columns.values())
-    text = "\n\n".join("\n".join([f"{name}:", *map(_plain, pages[:2])]) for name, pages in columns.items())
+    heads = "".join(f"<th>{len(found)} {name}</th>" for name, found in columns.items())
+    cells = "".join(CELL.format("".join(page for page, _ in found[:count])) for found in columns.values())
+    text = "\n\n".join("\n".join([f"{name}:", *(plain for _, plain in found[:2])]) for name, found in columns.items())
     return Page(TABLE.format(f"{heads}</tr><tr>{cells}"), text)
 
 
@@ -218,16 +206,17 @@ def asker(models: Mapping[str, Callable[[str, str], list[tuple[float, int, int]]
     def ask(question: str, paragraph: str) -> Page | str:
         if not paragraph.strip():
             return "Write a paragraph first: there is nothing to point at."
-        cells, reference = "", None
+        cells, lines, reference = "", [], None
         for name, answer in models.items():
             texts = [paragraph[a:b] for _, a, b in answer(question, paragraph)] or [""]
             reference = reference if reference is not None else texts[0]
             row = {"question": question, "context": paragraph}
             row["answers"] = {"text": [reference], "answer_start": [max(paragraph.find(reference), 0)]}
-            page = marked(row, texts[0], known=bool(cells))
-            others = html.escape(", ".join(texts[1:4]))
-            cells += CELL.format(f"<b>{name}</b>{page}<p>next: {others}</p>")
-        return Page(TABLE.format(cells), _plain(cells))
+            page, plain = marked(row, texts[0], known=bool(cells))
+            others = ", ".join(texts[1:4])
+            cells += CELL.format(f"<b>{name}</b>{page}<p>next: {html.escape(others)}</p>")
+            lines += [f"{name}: {plain}", f"  next: {others}"]
+        return Page(TABLE.format(cells), "\n".join(lines))
 
     return ask
 

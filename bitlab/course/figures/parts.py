@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from torch import Tensor
 
-from bitlab.course.plots import INK, PAPER, below, note
+from bitlab.course.plots import INK, PAPER, below, note, told
 
 CHANNELS = 32  # of a vector that are drawn
 
@@ -41,6 +41,19 @@ def lying(ax: Axes, numbers: Mapping[str, float], looks: Iterable[Mapping], text
     ax.set_yticks(range(len(numbers)), numbers)
     ax.set(xlim=(0, 1.25 * max(numbers.values())), ylim=(len(numbers) - 0.4, -0.6))
     ax.grid(visible=False)
+
+
+def side_by_side(
+    panels: Mapping[str, Mapping[str, float]], looks: Sequence[Mapping], form: str = ".3g", **figure
+) -> list[Axes]:
+    """Lying bars of several quantities of the same names, title -> name -> number, a panel each; told as alt text."""
+    drawn, axes = plt.subplots(1, len(panels), sharey=True, **figure)
+    for ax, (title, numbers) in zip(axes, panels.items()):
+        lying(ax, numbers, looks, [f"{number:{form}}" for number in numbers.values()])
+        ax.set_title(title)
+    sides = ". ".join(f"{title}: {told(numbers, form)}" for title, numbers in panels.items())
+    drawn.set_label(f"Bars. {sides}.")
+    return list(axes)
 
 
 def channels(panels: Mapping[str, Tensor], words: Sequence[str], bound: float) -> list[Axes]:
