@@ -65,19 +65,12 @@ def test_alpha_starts_from_the_first_training_batch_only():
     assert layer.alpha.item() == pytest.approx(initial_alpha(first, 2).item())
 
 
-def test_first_batch_is_taken_after_the_threshold():
+def test_the_first_batch_is_taken_after_the_threshold_and_an_alpha_of_one_counts_as_any_other():
     layer = ElasticBinarizer(4)
     with torch.no_grad():
         layer.beta.fill_(1.0)
-    layer(torch.full((2, 4), 3.0))
-    assert layer.alpha.item() == 4  # 2 mean|3 - 1|
-
-
-def test_alpha_of_one_counts_as_any_other():
-    """A learned alpha that happens to be exactly 1 is not initialised again."""
-    layer = ElasticBinarizer(4)
-    layer(torch.full((2, 4), 0.5))
-    assert layer.alpha.item() == 1
+    layer(torch.full((2, 4), 1.5))
+    assert layer.alpha.item() == 1  # 2 mean|1.5 - 1|
     layer(torch.full((2, 4), 9.0))
     assert layer.alpha.item() == 1
 

@@ -101,14 +101,6 @@ def test_adam_without_correction_against_numpy():
     assert torch.equal(frozen, torch.ones(2))  # without a gradient nothing moves, decay included
 
 
-def test_the_first_step_shows_that_nothing_is_corrected():
-    """Without bias correction the first update is (1-b1) / sqrt(1-b2) = 3.16 times lr, with it lr."""
-    p = nn.Parameter(torch.zeros(()))
-    p.grad = torch.tensor(0.5)
-    AdamWithoutCorrection([p], lr=0.1, weight_decay=0.0).step()
-    assert p.item() == pytest.approx(-0.1 * 0.1 / 0.001**0.5, rel=1e-3)
-
-
 def test_its_state_survives_a_checkpoint():
     def trained(optimizer, p, steps):
         for _ in range(steps):
