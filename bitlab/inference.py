@@ -116,7 +116,8 @@ def logits(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         with quiet():
-            batch = tokenizer.pad([inputs[i] for i in places], return_tensors="pt").to(model.device)
+            batch = tokenizer.pad([inputs[i] for i in places], padding_side="right", return_tensors="pt")
+        batch = batch.to(model.device)
         output = model(**batch)
         parts = (output.logits,) if "logits" in output else (output.start_logits, output.end_logits)
         found = found or tuple(np.zeros((len(order), part.shape[1]), np.float32) for part in parts)

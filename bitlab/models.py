@@ -93,7 +93,8 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
 
 
 def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model's name; its `model_max_length` is what the model has positions for.
+    """The tokenizer that belongs to a model's name; it pads on the right, and its `model_max_length` is what the model
+    has positions for.
 
     Raises:
         BitlabError: as `load_model` does; where it is not the model's own, told by its number of words; and where it
@@ -110,6 +111,7 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
         raise BitlabError(f"the tokenizer in {source.where!r} has no pad token: set its pad_token and save it again")
     check_number(f"model_max_length of the tokenizer in {source.where!r}", tokenizer.model_max_length, at_least=1)
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(config))
+    tokenizer.padding_side = "right"  # heads read a sentence's first token, and places are counted from there
     return tokenizer
 
 

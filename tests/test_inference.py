@@ -18,7 +18,7 @@ from bitlab.experiments.card import card
 from bitlab.experiments.prepared import prepare
 from bitlab.heads import task_of
 from bitlab.inference import evaluate, predict
-from bitlab.models import load_any, load_model
+from bitlab.models import load_any, load_model, load_tokenizer
 from bitlab.packed import backends, load_packed, save_packed
 
 TEXTS = ["the plot is not dull", "the hero is warm and the music is really very lovely", "the film is cold"]
@@ -55,6 +55,17 @@ def test_a_classifier_says_label_and_probabilities_in_the_order_of_the_texts(tmp
         assert answer["probability"] == answer["probabilities"][answer["label"]]
     assert predict(load_any(folder), TEXTS[0], tokenizer=sample_tokenizer()) == predict(folder, TEXTS[:1])
     assert predict(folder, []) == []
+
+
+def test_padding_stands_on_the_right_whatever_the_tokenizer_says(tmp_path):
+    """A head reads the first token of a sentence, not of its padding."""
+    folder, left = saved(tmp_path, "sst2"), sample_tokenizer()
+    expected = predict(folder, TEXTS)
+    left.padding_side = "left"
+    assert predict(load_any(folder), TEXTS, tokenizer=left) == expected
+    left.save_pretrained(folder)
+    assert predict(folder, TEXTS) == expected
+    assert load_tokenizer(folder).padding_side == "right"
 
 
 @pytest.mark.parametrize("kind", KINDS)
