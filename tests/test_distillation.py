@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from datasets import Dataset
 from tiny_models import CONFIGS, METHODS, WORDS, assert_same_gradients, batch, config_of, tiny
 from torch.nn import functional as F
@@ -27,7 +28,7 @@ from transformers.modeling_outputs import ModelOutput
 from bitlab import BitConfig, binarize, compiled
 from bitlab.data.sample import sample_tokenizer
 from bitlab.distillation import DistillationTrainer
-from bitlab.distillation.losses import DistillationConfig, distillation_loss
+from bitlab.distillation.losses import DistillationConfig, distillation_loss, soft_binary_cross_entropy
 from bitlab.distillation.optim import parameter_groups
 from bitlab.distillation.sampling import BucketSampler
 from bitlab.distillation.teacher_outputs import KeptOutputs
@@ -293,6 +294,13 @@ def test_the_student_learns_and_the_teacher_does_not(tmp_path, architecture):
     assert first["loss_attention"] > 0
 
 
+def test_the_models_say_what_their_answers_are_where_no_labels_do(tmp_path):
+    learner, teacher = student(problem_type="multi_label_classification"), tiny(seed=1)
+    made = trainer(tmp_path, learner, teacher, options={"distillation": DistillationConfig(hidden=0.0)})
+    found = made.compute_loss(learner.train(), batch())
+    torch.testing.assert_close(found, soft_binary_cross_entropy(learner(**batch()).logits, teacher(**batch()).logits))
+
+
 def test_labels_are_not_used_when_there_is_a_teacher(tmp_path):
     data, other = rows(), rows()
     flipped = other.remove_columns("labels").add_column("labels", [1 - label for label in other["labels"]])
@@ -523,6 +531,8 @@ def shared(teacher, how):
         ({}, {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1.0})}, "optimizer_cls_and_kwargs.*AdamW"),
         ({"adam_beta1": 0.5}, {"released_optimizer": True}, "adam_beta1"),
         ({"adam_epsilon": 1e-3}, {"released_optimizer": True}, "adam_epsilon"),
+        ({}, {"released_optimizer": True, "optimizers": (torch.optim.SGD([torch.zeros(1)]), None)}, "released_opt"),
+        ({"parallelism_config": ParallelismConfig()}, {}, "parallelism_config"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(tmp_path, arguments, options, says):
@@ -669,6 +679,13 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
     args._n_gpu = 2
     with pytest.raises(BitlabError, match=r"2 GPUs.*torchrun.*CUDA_VISIBLE_DEVICES"):
         DistillationTrainer(student(), tiny(), args)
+
+
+def test_an_average_of_each_process_alone_is_refused_where_there_are_several(tmp_path, monkeypatch):
+    trainer(tmp_path, student(), tiny(), average_tokens_across_devices=False)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(BitlabError, match="average_tokens_across_devices"):
+        trainer(tmp_path, student(), tiny(), average_tokens_across_devices=False)
 
 
 def pretraining(seed=0):

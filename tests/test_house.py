@@ -1,10 +1,12 @@
 """The house itself: requirements, package data, and which module may import which."""
 
 import ast
+import itertools
 import os
 import re
 import tomllib
 from collections import Counter
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,15 @@ def test_every_folder_of_the_package_is_installed():
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in modules()}
     assert sorted(told) == sorted({*there, "bitlab.course.notebooks"})
+
+
+def test_every_file_of_the_package_is_installed():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = [ROOT.joinpath(*name.split(".")) for name in told["packages"]]
+    pairs = itertools.product(folders, told["package-data"]["*"])
+    found = {place / name for place, pattern in pairs for name in glob(pattern, root_dir=place, recursive=True)}
+    there = {path for path in (ROOT / "bitlab").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert len(there) > 50 and there <= found
 
 
 def test_contributing_names_files_that_are_there():
