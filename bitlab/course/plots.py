@@ -33,6 +33,7 @@ TWO = ListedColormap(["white", COLORS["binary"]])  # for images of bits
 INK = "#222222"
 PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # under a label that lines may cross
 MARKS = {"alpha": (0, (1, 2)), "beta": (0, (5, 2))}
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # a legend to the right of its axes
 CONTROL = {"facecolor": "white", "hatch": "////"}  # a bar of what must not work
 DIAMOND = {"marker": "D", "color": "white", "markeredgecolor": INK, "markersize": 5, "linestyle": ""}  # a run of yours
 GUESSING = {"color": INK, "linestyle": (0, (1, 2)), "linewidth": 1.1}  # a line at what guessing scores

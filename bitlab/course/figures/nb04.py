@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitlab.course.drawings import arrow, box
-from bitlab.course.plots import COLORS, INK, LOOK, MARKS, TWO, heatmap, told
+from bitlab.course.plots import BESIDE, COLORS, INK, LOOK, MARKS, TWO, heatmap, told
 from bitlab.course.probes import record
 
 
@@ -161,7 +161,7 @@ def padding(amounts: Sequence[int], moved: Mapping[str, Sequence[float]]) -> Axe
     ax.set_xticks(amounts, amounts)
     ax.set(xlabel="padding tokens appended", ylabel="change of the logits\n(1: one sentence to another)")
     ax.set_ylim(-0.05, None)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(**BESIDE)
     most = told({name: max(values) for name, values in moved.items()})
     ax.figure.set_label(f"Largest change of the logits when padding is appended, in standard deviations: {most}.")
     return ax

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitlab.course.figures.parts import channels, seeds
-from bitlab.course.plots import COLORS, CONTROL, DIAMOND, GUESSING, INK, LOOK, note, told
+from bitlab.course.plots import BESIDE, COLORS, CONTROL, DIAMOND, GUESSING, INK, LOOK, note, told
 
 
 def margin(certainty: float, temperature: float) -> Axes:
@@ -48,7 +48,7 @@ def padding(lengths: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Ax
         ax.plot(lengths, change, marker="o", markersize=4, label=name, **LOOK[role])
     ax.set(xlabel="length that the batch is padded to", ylabel="change of the term, %")
     ax.margins(x=0.05, y=0.15)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(**BESIDE)
     ends = "; ".join(f"{name} from {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items())
     ax.figure.set_label(f"The hidden-state term of one batch, padded further and further: {ends}.")
     return ax
@@ -63,7 +63,7 @@ def losses(yours: Sequence[float], theirs: Sequence[float]) -> Axes:
     ax.plot(steps, yours, marker="o", markersize=3.5, label="your loop", **LOOK["binary"])
     ax.set(xlabel="step", ylabel="loss", ylim=(0, 1.1 * max(*yours, *theirs)))
     ax.set_xticks(steps[::2])
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(**BESIDE)
     ax.figure.set_label(f"The losses of {len(yours)} steps, from {yours[0]:.2f} to {yours[-1]:.2f}, dots in rings.")
     return ax
 
@@ -80,7 +80,7 @@ def flips(rates: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Axes
     ax.set_yscale("symlog", linthresh=1e-4)
     ax.set_yticks([0, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["none", "0.01 %", "0.1 %", "1 %", "10 %", "all"])
     ax.set(xlabel="learning rate (log)", ylabel="bits that turn in a step", ylim=(-3e-5, 1.5))
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(**BESIDE)
     sides = "; ".join(
         f"{name}: {', '.join(f'{share:.2%} at {rate:g}' for rate, share in zip(rates, values))}"
         for name, values in shares.items()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from bitlab import results
 from bitlab.course.figures.parts import seeds
 from bitlab.course.lab import Lab
-from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, MARKS, told
+from bitlab.course.plots import BESIDE, COLORS, CONTROL, GUESSING, INK, MARKS, told
 from bitlab.course.probes import of_one_length as of_one_length  # the notebook calls it a figure's
 from bitlab.data import sample
 from bitlab.data.glue import encode
@@ -55,7 +55,7 @@ def splitting(panels: Mapping[str, tuple[Tensor, Tensor]]) -> list[Axes]:
         ax.axhline(0, color=INK, linewidth=0.8)
         ax.set(title=title, xlabel="weight", xticks=places)
     axes[0].set_ylabel("value")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[-1].legend(**BESIDE)
     levels = "; ".join(f"{name} {len(rounded.round(decimals=6).unique())}" for name, (_, rounded) in panels.items())
     axes[0].figure.set_label(f"Weights as bars, rounded as dots. Different levels: {levels}.")
     return list(axes)
@@ -168,7 +168,7 @@ def places(entropy: Mapping[str, Mapping[str, float]], most: float) -> Axes:
     ax.set(xlabel="bits of entropy a place, over sentences", xlim=(0, 1.05))
     ax.set_title("how much the bits depend on the sentence")
     ax.invert_yaxis()
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(**BESIDE)
     contexts = told({name: values["context"] for name, values in entropy.items()})
     ax.figure.set_label(f"Entropy of bits over sentences, by tensor and method. Of contexts: {contexts}.")
     return ax
@@ -193,7 +193,7 @@ def labels(positive: Tensor, kept: Tensor) -> Axes:
     look = {"color": [COLORS["float"], COLORS["teacher"]], "edgecolor": INK, "label": ["negative", "positive"]}
     ax.hist([side.numpy() for side in sides], bins=10, range=(0, 1), **look)
     ax.set(xlabel="teacher's probability of positive", ylabel="new sentences")
-    ax.legend(title="label kept", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(title="label kept", **BESIDE)
     wrong = [f"{(side > 0.5).float().mean():.0%}" for side in sides]
     ax.figure.set_label(
         f"Rewritten sentences by the teacher's probability of positive: of those labelled negative {wrong[0]} lie "

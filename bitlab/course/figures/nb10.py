@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bitlab import cli, inference, results
-from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, PAPER, Page, bars, told
+from bitlab.course.plots import BESIDE, COLORS, CONTROL, GUESSING, INK, PAPER, Page, bars, told
 from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
@@ -289,7 +289,7 @@ def with_time(runs: pd.DataFrame, published: pd.DataFrame) -> Axes:
         ends.append(f"{column} from {ys[0]:.0f} at {xs[0]:.2g} of the steps to {ys[-1]:.0f} at {xs[-1]:.2g}")
     ax.set(xscale="log", xlabel="share of the paper's steps (log)", ylabel="kept, %", ylim=(-12, 108))
     ax.set_title("W1A1, MiniLM, a mark a run; hollow: BERT-base in print", fontsize=9)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(**BESIDE)
     ax.figure.set_label(f"Kept of what the teacher has above the constant answer, percent. {'; '.join(ends)}.")
     return ax
 
