@@ -191,7 +191,7 @@ def processor() -> str:
     """The processor's name and those of its instruction sets that decide such times."""
     words = " ".join(kernel.cpuinfo().values()).split()
     flags = [flag for flag in FLAGS if flag in words]
-    return environment.processor().split(" (")[0] + (f" ({' '.join(flags)})" if flags else "")
+    return environment.processor_name() + (f" ({' '.join(flags)})" if flags else "")
 
 
 def _int8(model: nn.Module) -> nn.Module | None:
@@ -228,7 +228,7 @@ def _kernel() -> str:
 
 def table(result: dict) -> str:
     """A bench result for people to read."""
-    head = f"{environment.told(result['machine'])}, torch {result['versions'].get('torch', '')}"
+    head = f"{environment.told(result['machine'])}, torch {result['versions']['torch']}"
     lines = [f"{head}, kernel {result['kernel']['name']} ({result['kernel']['why']})"]
     if limits := result["limits"]:
         numbers = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in limits.items())

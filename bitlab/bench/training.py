@@ -291,7 +291,7 @@ def _race(shape: Shape, lengths: list[int], rounds: int) -> dict:
 
 def table(result: dict) -> str:
     """A result of `bench`, `growth` or `tasks` for people to read."""
-    lines = [f"{environment.told(result['machine'])}, torch {result['versions'].get('torch', '')}"]
+    lines = [f"{environment.told(result['machine'])}, torch {result['versions']['torch']}"]
     if "rows" in result:
         lines.append("{layers} layers, width {width}, batch {batch}, length {length}".format(**result["shape"]))
     for r in result.get("rows", []):

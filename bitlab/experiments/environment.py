@@ -1,7 +1,7 @@
 """What this machine and installation are, in a few words without paths: for result files and `bitlab doctor`."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import torch
 from accelerate import PartialState
@@ -22,14 +22,9 @@ def processes() -> PartialState:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result; packages that are absent are left out."""
-    found = {"python": platform.python_version(), "bitlab": bitlab.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of Python and of the packages that decide a result."""
+    ours = {"python": platform.python_version(), "bitlab": bitlab.__version__}
+    return ours | {package: version(package) for package in PACKAGES}
 
 
 def machine() -> dict[str, str | int]:
@@ -50,9 +45,12 @@ def report(threads: int) -> dict[str, dict]:
     return {"machine": machine() | {"threads": threads}, "versions": versions()}
 
 
+def processor_name() -> str:
+    return cpuinfo().get("model name", platform.processor() or platform.machine())
+
+
 def processor() -> str:
     """The processor's name with the vector instructions that matter here."""
-    info = cpuinfo()
-    name, flags = info.get("model name", platform.processor() or platform.machine()), info.get("flags", "")
+    flags = cpuinfo().get("flags", "")
     vector = [label for flag, label in (("avx512_vpopcntdq", "AVX512-VPOPCNTDQ"), ("avx2", "AVX2")) if flag in flags]
-    return f"{name} ({vector[0]})" if vector else name
+    return f"{processor_name()} ({vector[0]})" if vector else processor_name()

@@ -105,7 +105,6 @@ class Experiment:
     def __post_init__(self):
         task = get_task(self.task)
         object.__setattr__(self, "task", task.name if task in (*TASKS.values(), SQUAD) else task)
-        object.__setattr__(self, "stage_teacher", self.stage_teacher or None)
         check(self)
         recipe = self.recipe
         schedule = recipe.schedule if self.schedule is None else self.schedule
