@@ -67,6 +67,12 @@ class BitConfig(QuantizationConfigMixin):
         return self.embedding_bits or self.weight_bits
 
 
+def bit_config(model) -> BitConfig | None:
+    """What a binary model is; None for any other."""
+    found = getattr(getattr(model, "config", None), "quantization_config", None)
+    return found if isinstance(found, BitConfig) else None
+
+
 def _names(given: str | list[str] | None) -> list[str] | None:
     names = [given] if isinstance(given, str) else given
     if names is not None and not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):

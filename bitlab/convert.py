@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from bitlab import attention, upstream
 from bitlab.binarizers import levels
-from bitlab.config import BitConfig
+from bitlab.config import BitConfig, bit_config
 from bitlab.encoders import Encoder, LayerParts, check_convertible, find_encoder
 from bitlab.errors import BitlabError, check_choice
 from bitlab.layers import METHOD_LAYERS, Binarizer, BinaryEmbedding, BinaryLinear, ElasticBinarizer
@@ -72,8 +72,8 @@ def set_precision(model: PreTrainedModel, precision: str, alpha: str = "rescale"
         BitlabError: if the model is not binary or is packed, or there is no such precision or policy.
     """
     check_choice("alpha policy", alpha, ALPHA_POLICIES)
-    config = getattr(model.config, "quantization_config", None)
-    if not isinstance(config, BitConfig):
+    config = bit_config(model)
+    if config is None:
         raise BitlabError("this model is not binary: call binarize(model) first")
     weight_bits, activation_bits = parse_precision(precision, config.method)
     if not config.latent:

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from torch.special import expit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bitlab.config import bit_config
 from bitlab.data.sources import features
 from bitlab.data.tasks import SQUAD, Task, get_task
 from bitlab.errors import BitlabError, check_number
@@ -89,11 +90,11 @@ def evaluate(
     started = time.perf_counter()
     found = {name: logits(loaded, rows, dev.tokenizer, batch_size) for name, rows in dev.evaluations.items()}
     seconds, metrics = time.perf_counter() - started, dev.metrics(found)
-    quantization = getattr(loaded.config, "quantization_config", None)
+    bits = bit_config(loaded)
     return {
         "task": task.name,
         "model": os.path.basename(os.fspath(model)),
-        "precision": quantization.precision if quantization else FULL,
+        "precision": bits.precision if bits else FULL,
         "score": dev.score(metrics),
         "metrics": metrics,
         "examples": dev.scored,

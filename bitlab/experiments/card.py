@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from bitlab.config import bit_config
 from bitlab.data.tasks import Task
 
 CARD = """---
@@ -49,19 +50,18 @@ def card(model: PreTrainedModel, task: Task, folder: str, record: dict, **facts:
         "training steps": f"{record['steps']:,}",
     }
     span = task.kind == "span"
-    quantization = getattr(model.config, "quantization_config", None)
-    bits = "full precision"
-    if quantization:
-        bits = f"{quantization.weight_bits}-bit weights and {quantization.activation_bits}-bit activations"
+    bits, told = bit_config(model), "full precision"
+    if bits:
+        told = f"{bits.weight_bits}-bit weights and {bits.activation_bits}-bit activations"
     texts = {1: '["a text"]', 2: '[("a text", "and its pair")]'}[len(task.text_columns)]
     return CARD.format(
         pipeline="question-answering" if span else "text-classification",
         title=task.title,
         precision=precision,
         kind=type(model).__name__,
-        bits=bits,
+        bits=told,
         facts="\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None),
-        why="  # so that transformers knows its layers" if quantization else "",
+        why="  # so that transformers knows its layers" if bits else "",
         folder=folder,
         example='["a question"], context="the paragraph"' if span else texts,
         auto="AutoModelForQuestionAnswering" if span else "AutoModelForSequenceClassification",

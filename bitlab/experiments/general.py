@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bitlab import files
-from bitlab.config import BitConfig
+from bitlab.config import BitConfig, bit_config
 from bitlab.convert import binarize, set_precision
 from bitlab.distillation.checks import diverged
 from bitlab.errors import BitlabError
@@ -159,8 +159,8 @@ def start_from(student: PreTrainedModel, name: str, alpha: str = "rescale") -> P
     own = student.config.quantization_config
     with files.quiet():
         other = load_model(name)
-    bits = getattr(other.config, "quantization_config", None)
-    if not isinstance(bits, BitConfig):
+    bits = bit_config(other)
+    if bits is None:
         raise BitlabError(f"start {name!r} is not binary: give an encoder made by `bitlab distil`")
     if bits.method != own.method:
         raise BitlabError(f"start {name!r} is of method {bits.method}, this experiment of {own.method}")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantizer
 
 from bitlab import attention
-from bitlab.config import BitConfig
+from bitlab.config import bit_config
 from bitlab.convert import BinaryQuantizer, replace_modules
 from bitlab.errors import BitlabError
 from bitlab.files import load_folder, quiet, read_model_config, shipped, whole_folder, writing
@@ -56,7 +56,7 @@ def save_packed(model: PreTrainedModel, folder: str | os.PathLike, beside: Itera
     """
     path = Path(folder).expanduser()
     _spare(path)
-    if not isinstance(getattr(model.config, "quantization_config", None), PackedConfig):
+    if not isinstance(bit_config(model), PackedConfig):
         model = pack(model)
     with writing(path), whole_folder(path.resolve()) as partial:
         model.save_pretrained(partial)
@@ -131,8 +131,8 @@ def is_fused(model: PreTrainedModel) -> bool:
 
 
 def _check(model: PreTrainedModel) -> None:
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
-    if not isinstance(config, BitConfig):
+    config = bit_config(model)
+    if config is None:
         raise BitlabError("only a binary model can be packed: call binarize(model) and train it first")
     if not config.latent:
         raise BitlabError("this model is packed already")
