@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bitlab.compiled import at_least, at_most, compiled
+from bitlab.compiled import compiled
 from bitlab.errors import BitlabError
 from bitlab.methods import ACTIVATION_BITS
 
@@ -21,6 +21,16 @@ SMALLEST_ALPHA = 1e-5
 def sign(x: Tensor) -> Tensor:
     """+1 where x >= 0, else -1: a bit has no third level, so sign(0) = +1. Shaped and typed like x, no gradient."""
     return 2 * at_least(x, 0) - 1
+
+
+def at_least(x: Tensor, bound: float) -> Tensor:
+    """1 where `x >= bound`, else 0, typed like x: written there at once, five times faster than to convert a mask."""
+    return torch.ge(x, bound, out=torch.empty_like(x))
+
+
+def at_most(x: Tensor, bound: float) -> Tensor:
+    """1 where `x <= bound`, else 0, typed like x."""
+    return torch.le(x, bound, out=torch.empty_like(x))
 
 
 def levels(bits: int, signed: bool) -> tuple[int, int]:
