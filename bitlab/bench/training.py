@@ -21,7 +21,7 @@ import os
 import random
 import statistics
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -161,13 +161,10 @@ class Step:
 
     @contextmanager
     def _environment(self):
-        with ExitStack() as stack:
-            if self.measures.fast_products:
-                stack.enter_context(fast_products())
-            else:
-                stack.enter_context(patch.object(products, "int8_product_takes", lambda a, b: False))
-            if not self.measures.compiled:
-                stack.enter_context(patch.dict(os.environ, {compiled.VARIABLE: "off"}))
+        slow = patch.object(products, "int8_product_takes", lambda a, b: False)
+        of_products = fast_products() if self.measures.fast_products else slow
+        formulas = nullcontext() if self.measures.compiled else patch.dict(os.environ, {compiled.VARIABLE: "off"})
+        with of_products, formulas:
             yield
 
 
