@@ -173,19 +173,22 @@ def test_a_regression_learns_nothing_as_released():
 @pytest.mark.parametrize(
     ("head", "labels", "given", "formula"),
     [
-        ("class", torch.tensor([0, 2, 1]), None, F.cross_entropy),
-        ("labels", torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1]]), MULTI_LABEL, F.binary_cross_entropy_with_logits),
-        ("labels", torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]]), None, F.binary_cross_entropy_with_logits),
-        ("number", torch.tensor([0.5, 2.0, 1.0]), None, F.mse_loss),
-        ("numbers", torch.arange(9.0).view(3, 3), REGRESSION, F.mse_loss),
+        ("class", [torch.tensor([0, 2, 1])], None, F.cross_entropy),
+        ("labels", [torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1]])], MULTI_LABEL, F.binary_cross_entropy_with_logits),
+        ("labels", [torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])], None, F.binary_cross_entropy_with_logits),
+        ("number", [torch.tensor([0.5, 2.0, 1.0])], None, F.mse_loss),
+        ("numbers", [torch.arange(9.0).view(3, 3)], REGRESSION, F.mse_loss),
+        ("span", [torch.tensor([0, 1, 2]), torch.tensor([3, 1, 2])], None, F.cross_entropy),
     ],
 )
 def test_hard_labels_and_what_they_tell_of_the_problem(head, labels, given, formula):
     student, teacher, config = output(1, head), output(2, head), DistillationConfig(hard=0.5)
-    found = distillation_loss(student, teacher, MASK, config, (labels,), given)
-    logits = student.logits.view(labels.shape) if formula is F.mse_loss else student.logits
-    target = labels if formula is F.cross_entropy else labels.float()
-    torch.testing.assert_close(found["hard"], 0.5 * formula(logits, target))
+    found = distillation_loss(student, teacher, MASK, config, labels, given)
+    expected = []
+    for name, label in zip(HEADS[head][0], labels, strict=True):
+        logits = student[name].view(label.shape) if formula is F.mse_loss else student[name]
+        expected.append(formula(logits, label if formula is F.cross_entropy else label.float()))
+    torch.testing.assert_close(found["hard"], 0.5 * sum(expected) / len(expected))
     assert found["logits"].item() == pytest.approx(formulas(student, teacher, head, config)["logits"], rel=1e-4)
 
 
