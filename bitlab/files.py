@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from bitlab.errors import BitlabError
 
 CONFIG, LOCK = "experiment.json", ".lock"
-PARTIAL, OLD = ".partial", ".old"
+PARTIAL, OLD = ".bitlab-partial", ".bitlab-old"  # names of ours alone: a backup may be called model.old
 ELSEWHERE = "choose another --output"
 ROOM = 2**16  # bytes; a disk with less free is full
 ZOO = Path(__file__).with_name("zoo")  # trained models that come with the package, a folder each

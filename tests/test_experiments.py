@@ -189,7 +189,7 @@ MOMENTS = {  # the function that is called then, and which of its calls it is
         lambda self, args, state, *_: "W1A1" in args.output_dir and state.global_step > 25,
     ),
     "trained, not evaluated": (running, "predict", lambda model, *_: hasattr(model.config, "quantization_config")),
-    "stage half saved": (files, "write_json", lambda path, _: path.parent.name == "W1A1.partial"),
+    "stage half saved": (files, "write_json", lambda path, _: path.parent.name == f"W1A1{files.PARTIAL}"),
     "before the result": (files, "write_json", lambda path, _: path.name == RESULT),
 }
 

@@ -48,7 +48,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_folder_appears_whole_and_without_what_a_killed_process_left(tmp_path):
-    goal, remains = tmp_path / "W1A1", tmp_path / "W1A1.partial"
+    goal, remains = tmp_path / "W1A1", tmp_path / f"W1A1{files.PARTIAL}"
     remains.mkdir()
     (remains / "old").touch()
     with files.whole_folder(goal) as partial:
@@ -108,7 +108,7 @@ def test_a_folder_of_other_files_is_refused_and_left_as_it_was(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+@pytest.mark.parametrize("kind", ["file", "link", "link to an empty file", "folder"])
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_foreign_lock_is_left_alone(tmp_path, kind, ours):
     folder = tmp_path / "run"
@@ -118,9 +118,11 @@ def test_a_foreign_lock_is_left_alone(tmp_path, kind, ours):
         (folder / files.LOCK).unlink()
     folder.mkdir(exist_ok=True)
     (tmp_path / "target").write_text("precious")
+    (tmp_path / "empty").touch()
     {
         "file": lambda lock: lock.write_text("12345"),
         "link": lambda lock: lock.symlink_to(tmp_path / "target"),
+        "link to an empty file": lambda lock: lock.symlink_to(tmp_path / "empty"),
         "folder": lambda lock: lock.mkdir(),
     }[kind](folder / files.LOCK)
     before = contents(tmp_path)
@@ -136,7 +138,7 @@ def finished(folder):
     """What a run leaves, and beside it what is not its own."""
     for path in (folder / RESULT, *(folder / stage / name for stage in STAGES for name in (STAGE, LOG))):
         files.write_json(path, {"score": 1})
-    for place in ("W1A1.training/checkpoint-1", "W1A1/predictions/dev", "W1A1.old", "mine"):
+    for place in ("W1A1.training/checkpoint-1", "W1A1/predictions/dev", f"W1A1{files.OLD}", "mine"):
         (folder / place).mkdir(parents=True)
     (folder / "W1A1" / "predictions" / "dev" / "RTE.tsv").write_text("x")
     for path in (folder / "notes.txt", folder / "mine" / "W1A1", folder / "W1A1" / "model.safetensors"):
@@ -293,8 +295,7 @@ def test_other_errors_keep_their_kind(tmp_path):
 
 
 def test_a_folder_whose_replacement_was_killed_between_two_renames_comes_back(tmp_path):
-    (tmp_path / "W1A1.old").mkdir()
-    (tmp_path / "W1A1.old" / "weights").write_text("old")
+    files.write_text(tmp_path / f"W1A1{files.OLD}" / "weights", "old")
     with pytest.raises(KeyboardInterrupt), files.whole_folder(tmp_path / "W1A1"):
         raise KeyboardInterrupt
     assert contents(tmp_path) == {"W1A1": None, "W1A1/weights": b"old"}

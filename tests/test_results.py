@@ -372,12 +372,14 @@ def test_a_stored_result_is_not_replaced_by_another_runs(tmp_path):
     results.store(finished(tmp_path / "b" / "run", slower), tmp_path)
     assert load(tmp_path).seconds[1] == 99
     for other in (result(score=0.1), result(seed=1), result("mrpc"), result(learning_rate=1e-5)):
-        with pytest.raises(BitlabError, match=r"run\.json holds the result of another run: rename .* or delete"):
+        with pytest.raises(BitlabError, match=r"run\.json is not this run's result: rename .* or move"):
             results.store(finished(tmp_path / "c" / "run", other), tmp_path)
         assert load(tmp_path).seconds[1] == 99
-    stored.write_text("{")  # what can't be read is nobody's result
-    results.store(tmp_path / "c" / "run", tmp_path)
-    assert load(tmp_path).learning_rate[1] == 1e-5
+    for content in ("{", '{"years": "of work"}'):
+        stored.write_text(content)
+        with pytest.raises(BitlabError, match=r"run\.json is not this run's result"):
+            results.store(tmp_path / "c" / "run", tmp_path)
+        assert stored.read_text() == content
 
 
 def test_a_general_distillation_is_no_result(here, capsys):

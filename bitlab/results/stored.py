@@ -39,24 +39,25 @@ def store(run: str | Path, folder: str | Path = OWN) -> Path:
         The new file, named after the run.
 
     Raises:
-        BitlabError: as of `collect`, if the file holds another run's result, and if it can't be written.
+        BitlabError: as of `collect`, if the file is there and not this run's, and if it can't be written.
     """
     result = collect(run)
     path = Path(folder) / f"{result.pop('name')}.json"
     if _holds_another(path, result):
-        raise BitlabError(f"{path} holds the result of another run: rename the run's folder, or delete this file")
+        raise BitlabError(f"{path} is not this run's result: rename the run's folder, or move that file elsewhere")
     with files.writing(path, "choose another --folder"):
         files.write_json(path, result)
     return path
 
 
 def _holds_another(path: Path, result: dict) -> bool:
-    """Whether a file holds a result with another configuration or other scores; one that can't be read holds none."""
-    try:
-        kept = _checked(path)
-    except BitlabError:
+    """Whether a file is there that holds another configuration, other scores, or no result at all."""
+    if not path.exists():
         return False
-    return _identity(kept) != _identity(result)
+    try:
+        return _identity(_checked(path)) != _identity(result)
+    except BitlabError:
+        return True
 
 
 def _identity(result: dict) -> tuple:
