@@ -150,6 +150,7 @@ def test_an_ascii_terminal(monkeypatch):
     [
         (FileNotFoundError(2, "No such file or directory", "gone"), "gone can't be used (No such file or directory)"),
         (MemoryError(), "not enough memory"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), "is no text (surrogates not allowed)"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
             "not enough memory",

@@ -128,10 +128,13 @@ def test_an_interrupted_training_goes_on(encoder, sentences, tmp_path, monkeypat
         go(sentences, tmp_path / "run", seed=1)
 
 
-def test_a_diverged_training_is_refused_and_nothing_is_stored(sentences, tmp_path):
+def test_a_diverged_training_is_refused_and_nothing_is_stored(sentences, tmp_path, monkeypatch):
     with pytest.raises(BitlabError, match="training has diverged"):
         go(sentences, tmp_path / "run", learning_rate=1e30, max_steps=3)
-    assert not (tmp_path / "run" / "W1A1").exists()
+    monkeypatch.setattr(general, "missed", lambda *_: [0.5, float("nan")])  # of weights that are numbers all the same
+    with pytest.raises(BitlabError, match="training has diverged, hidden states are no numbers"):
+        go(sentences, tmp_path / "other", max_steps=3)
+    assert not (tmp_path / "run" / "W1A1").exists() and not (tmp_path / "other" / "W1A1").exists()
 
 
 @pytest.mark.parametrize("precision", ["W1A1", "W1A2"])

@@ -25,7 +25,7 @@ from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.tasks import TASKS
 from bitlab.errors import BitlabError
 from bitlab.heads import teacher_label_order
-from bitlab.models import load_any, load_model, load_tokenizer, resolve_model
+from bitlab.models import ModelSource, load_any, load_model, load_tokenizer, resolve_model
 
 MNLI = ("entailment", "neutral", "contradiction")
 ORIGINAL = ("contradiction", "entailment", "neutral")
@@ -279,6 +279,12 @@ def test_a_vocabulary_may_be_rounded_up(tmp_path, rows, fits):
     else:
         with pytest.raises(BitlabError, match=f"has 112 words, its model {rows}"):
             load_tokenizer(tmp_path)
+
+
+def test_no_code_of_the_hub_is_run(monkeypatch):
+    monkeypatch.setattr(models, "hub_reachable", lambda: True)
+    how = models._fetch(lambda where, **how: how, ModelSource("hub", "somebody/some-bert"))
+    assert how == {"trust_remote_code": False, "local_files_only": False}
 
 
 def test_hub_id_without_the_hub(monkeypatch):

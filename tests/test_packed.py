@@ -27,6 +27,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from bitlab import BitConfig, BitlabError, binarize, set_precision
 from bitlab.compiled import torch_threads
 from bitlab.packed import backends, is_fused, load_packed, pack, save_packed
+from bitlab.packed.checkpoint import pack_folder
 from bitlab.packed.encoder import FusedLayer
 from bitlab.packed.format import PackedConfig, metadata
 from bitlab.packed.layers import PackedEmbedding, PackedLinear
@@ -279,6 +280,23 @@ def test_loading_into_a_part(pair):
         equal(outputs(packed, **batch()), outputs(copy.deepcopy(packed), **batch()))
     packed.load_state_dict(other.state_dict())
     equal(outputs(packed, **batch()), outputs(other, **batch()))
+
+
+def test_layers_taken_out_put_in_and_changed(pair):
+    """As in experiments on depth; and a number of a module that is no tensor."""
+    for change in (
+        lambda layers: layers.pop(0),
+        lambda layers: layers.append(copy.deepcopy(layers[0])),
+        lambda layers: layers.insert(0, layers.pop(1)),
+        lambda layers: setattr(layers[1].output.LayerNorm, "eps", 1.0),
+        lambda layers: setattr(layers[0].attention.output.LayerNorm, "eps", 1.0),
+        lambda layers: setattr(layers[1].attention.self, "scaling", 3.0),
+    ):
+        models = [copy.deepcopy(model) for model in pair]
+        same_outcome(*models, **batch())
+        for model in models:
+            change(model.bert.encoder.layer)
+        same_outcome(*models, **batch())
 
 
 def test_a_tensor_that_lies_otherwise(pair):
@@ -622,6 +640,25 @@ def test_no_code_of_a_checkpoint_is_run(folder, tmp_path, monkeypatch, capsys):
         with pytest.raises(BitlabError):
             load_packed(target)
     assert not (tmp_path / "ran").exists() and "[y/N]" not in capsys.readouterr().out
+
+
+def test_a_pickle_is_never_packed(tmp_path):
+    binary().save_pretrained(tmp_path / "latent")
+    (tmp_path / "latent" / "model.safetensors").unlink()
+    torch.save(binary().state_dict(), tmp_path / "latent" / "pytorch_model.bin")
+    with pytest.raises(BitlabError, match=r"no file named model\.safetensors"):
+        pack_folder(tmp_path / "latent", tmp_path / "packed")
+
+
+def test_what_lies_beside_the_folder_is_left_alone(tmp_path):
+    """A backup, for instance: `mv model model.old`, then pack to `model`."""
+    for name in ("model.old", "model.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+    for _ in range(2):
+        save_packed(binary(), tmp_path / "model")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.old", "model.partial"]
+        assert len(list(tmp_path.glob("model.*/thesis.tex"))) == 2
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

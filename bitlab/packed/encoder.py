@@ -59,25 +59,33 @@ def sizes_of(parts: LayerParts) -> dict[str, float]:
     return sizes | {"scaling": parts.attention.scaling, "eps": parts.out_norm.eps}
 
 
+def settings_of(parts: LayerParts) -> list[tuple[dict, str]]:
+    """Where those of a layer's settings stand that `fusable` and `sizes_of` read."""
+    norms = [(norm, name) for norm in (parts.out_norm, parts.second_norm) for name in ("eps", "elementwise_affine")]
+    attention = [(parts.attention, name) for name in ("scaling", "attention_head_size")]
+    return [(vars(module), name) for module, name in (*norms, *attention, (parts.layer, "is_decoder"))]
+
+
 class Sources:
     """Where the tensors of layers that follow each other are found. Copies and pickles of a module start without."""
 
-    def __init__(self, layers: list[nn.Module], whole: bool = False):
+    def __init__(self, layers: list[nn.Module], whole: bool):
         found = [fusable(layer) for layer in layers]
-        self.first, self.count = found[0], len(found)
+        self.layers, self.first, self.count = layers, found[0], len(found)
         self.alike = all(sizes_of(parts) == sizes_of(self.first) for parts in found)
         everything = [module for layer in layers for module in layer.modules()]
         passed = [module for module in everything if whole or module not in layers]  # whose forward is not called
         children = [(module._modules, name) for module in everything for name in module._modules]
-        self.children = [(places, name, places[name]) for places, name in children]
+        settings = [setting for parts in found for setting in settings_of(parts)]
+        self.made_of = [(places, name, places.get(name)) for places, name in children + settings]
         self.tensors = [source for parts in found for source in sources_of(parts)]
         self.binarizers = [binarizer for parts in found for binarizer in attention_binarizers(parts)]
         self.binarizers += [linear.input_binarizer for parts in found for linear in parts.linears]
         self.hooks = [hooks for module in passed for hooks in (module._forward_hooks, module._forward_pre_hooks)]
 
-    def unchanged(self) -> bool:
-        """Whether the layers are still made of the same modules."""
-        return all(places.get(name) is child for places, name, child in self.children)
+    def of(self, layers: list[nn.Module]) -> bool:
+        """Whether these are the layers, still made of the same modules with the same settings."""
+        return layers == self.layers and all(places.get(name) is each for places, name, each in self.made_of)
 
     def bits(self) -> int | None:
         """Bits of all activations; None where they differ, or where somebody hooked into a layer."""
@@ -141,8 +149,9 @@ class Fused:
     @torch.compiler.disable
     def _by_kernel(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
         sources = self.__dict__.get("sources")
-        if sources is None or not sources.unchanged():
-            sources = self._sources()
+        layers = self._layers()
+        if sources is None or not sources.of(layers):
+            sources = Sources(layers, self.whole) if layers and all(map(fusable, layers)) else None
             self.__dict__["sources"] = sources
         return sources and run(sources, hidden, mask)
 
@@ -151,22 +160,25 @@ class Fused:
 
 
 class FusedLayer(Fused):
-    def _sources(self) -> Sources | None:
-        return Sources([self]) if fusable(self) else None
+    whole = False
+
+    def _layers(self) -> list[nn.Module]:
+        return [self]
 
     def _output(self, hidden: Tensor):
         return hidden
 
 
 class FusedEncoder(Fused):
+    whole = True
+
     def _by_kernel(self, hidden, mask):
         if "hidden_states" in (output_capturing._active_collector.get() or ()):
             return None
         return super()._by_kernel(hidden, mask)
 
-    def _sources(self) -> Sources | None:
-        layers = list(self.layer)
-        return Sources(layers, whole=True) if layers and all(map(fusable, layers)) else None
+    def _layers(self) -> list[nn.Module]:
+        return list(self.layer)
 
     def _output(self, hidden: Tensor):
         kind = BaseModelOutput if hasattr(self, "n_layers") else BaseModelOutputWithPastAndCrossAttentions
