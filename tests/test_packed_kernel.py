@@ -19,6 +19,7 @@ from tiny_models import batch, binarizers, tiny, warm_up
 from bitlab import BinaryLinear, BitlabError, binarize, cli, compiled
 from bitlab.bench import packed as bench
 from bitlab.binarizers import codes_forward
+from bitlab.compiled import torch_threads
 from bitlab.packed import backend_status, backends, kernel, load_packed, pack
 from bitlab.packed.bits import pack_bits, unpack_bits, unpack_signs
 from bitlab.packed.layers import PackedLinear
@@ -64,7 +65,6 @@ def near_ties(packed, tokens, generator):
     return torch.where(anywhere, 3 * torch.randn(shape, generator=generator), x).detach()
 
 
-@pytest.mark.parametrize("backend", ALL)
 @settings(deadline=None, max_examples=60)
 @given(
     tokens=st.integers(0, 70),
@@ -76,7 +76,7 @@ def near_ties(packed, tokens, generator):
     seed=st.integers(0, 99),
     threads=st.sampled_from([1, 2, 3]),
 )
-def test_linear_is_the_integer_product(backend, tokens, width, outputs, bits, signed, bias, seed, threads):
+def test_linear_is_the_integer_product(tokens, width, outputs, bits, signed, bias, seed, threads):
     generator = torch.Generator().manual_seed(seed)
     packed = linear(width, outputs, bits, signed, bias, generator)
     x = near_ties(packed, tokens, generator)
@@ -86,13 +86,9 @@ def test_linear_is_the_integer_product(backend, tokens, width, outputs, bits, si
     with torch.no_grad():
         scale = binarizer.scale() * packed.weight_scale
         expected = torch.addcmul(packed.bias, dot, scale) if bias else dot * scale
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with backends.use(backend):
-            assert torch.equal(packed(x), expected)
-    finally:
-        torch.set_num_threads(before)
+    for backend in ALL:
+        with backends.use(backend), torch_threads(threads):
+            assert torch.equal(packed(x), expected), backend
 
 
 @pytest.mark.parametrize("backend", ALL)
@@ -341,11 +337,9 @@ def test_bench_command(capsys, monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", ((64, 32, True), (32, 64, False)))
     assert cli.main(["bench", "--layers", "0", "--length", "8", "--rounds", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    names = {row["contender"] for row in result["rows"]}
-    assert {"float32", "bf16", "fake-quant", "packed, int8"} <= names
+    assert {"float32", "bf16", "fake-quant", "packed, int8"} <= {row["contender"] for row in result["rows"]}
     assert {row["ratio"] for row in result["rows"] if row["contender"] == "float32"} == {1.0}
     assert result["machine"]["processor"] and all(row["seconds"] > 0 for row in result["rows"])
-    assert "x float32" not in bench.table(result) and "linear 8x64 -> 32" in bench.table(result)
     assert cli.main(["bench", "--rounds", "0"]) == 2
     assert cli.main(["bench", "--growth"]) == 2
     assert "rounds is 0" in (errors := capsys.readouterr().err) and "bitlab bench train" in errors
