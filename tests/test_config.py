@@ -35,14 +35,11 @@ def test_no_precision(text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight_bits": 2}, "W2A1 does not exist: weights have 1 or 32 bits"),
-        ({"activation_bits": 3}, "W1A3 does not exist"),
         ({"method": "bibert", "activation_bits": 2}, "W1A2 does not exist for bibert.*activations 1 or 32"),
         ({"method": "bibert", "weight_bits": 2}, "W2A1 does not exist for bibert: weights have 1 or 32 bits"),
         ({"method": "binarybert", "weight_bits": 4}, "W4A1 does not exist for binarybert: weights have 1, 2 or 32"),
         ({"method": "bit-released"}, "method 'bit-released' does not exist: choose bit, bibert or binarybert"),
         ({"embedding_bits": 4}, "embedding of 4 bits"),
-        ({"method": "magic"}, "'magic'"),
         ({"weigth_bits": 1}, "'weigth_bits'"),
     ],
 )
