@@ -24,7 +24,7 @@ from bitlab.data.sample import sample_config, sample_tokenizer
 from bitlab.data.settings import OwnData, Settings
 from bitlab.data.tasks import get_task
 from bitlab.errors import BitlabError
-from bitlab.experiments import Experiment, GeneralDistillation, evaluate, run, running
+from bitlab.experiments import Experiment, GeneralDistillation, checkpoints, evaluate, run, running
 from bitlab.experiments import stage as stages
 from bitlab.experiments.folder import RESULT
 from bitlab.experiments.prepared import prepare
@@ -184,7 +184,7 @@ def killed(moment, folder, **options):
 MOMENTS = {  # the function that is called then, and which of its calls it is
     "first step": (stages.ShowProgress, "on_train_begin", lambda self, *_: self.title == "W1A1"),
     "checkpoint half written": (
-        stages.MarkWhole,
+        checkpoints.MarkWhole,
         "on_save",
         lambda self, args, state, *_: "W1A1" in args.output_dir and state.global_step > 25,
     ),
@@ -273,7 +273,7 @@ DAMAGES = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
     "changed": lambda path: path.write_bytes(path.read_bytes()[:50] + b"?" + path.read_bytes()[51:]),
 }
-FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", stages.WHOLE]
+FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", checkpoints.WHOLE]
 
 
 @pytest.fixture(scope="module")
