@@ -614,6 +614,13 @@ def test_every_number_has_bounds(settings, needed):
                 settings(**needed | {field.name: (value,) if kind(field) is tuple else value})
 
 
+def test_paths_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    names = [field.name for field in fields(Experiment) if field.metadata["path"]]
+    asked = Experiment("rte", **dict.fromkeys(names, "~/there"))
+    assert len(names) == 5 and {getattr(asked, name) for name in names} == {"/home/me/there"}
+
+
 def test_the_folders_name_tells_runs_apart():
     names = {
         Experiment("rte", **options).folder_name

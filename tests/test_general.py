@@ -201,4 +201,5 @@ def test_command_line(sentences, tmp_path, capsys):
     assert cli.main(["distil", str(sentences), *options, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["missed"]) == 3
     assert "none.txt can't be read" in refused(capsys, "distil", tmp_path / "none.txt", *options)
+    assert "is nobody's" in refused(capsys, "distil", sentences, *options[:-1], "~nosuchuser/run")
     assert "no config.json" in refused(capsys, "glue", "sst2", "--data", "sample", "--start", tmp_path)

@@ -48,6 +48,14 @@ def test_conda_and_pip_users_get_the_same_set():
     assert {canonical(line) for line in conda} == pip
 
 
+def test_nobody_is_sent_to_another_projects_package():
+    """`bitlab` on PyPI is an embedded-systems toolkit."""
+    assert PROJECT["name"] == "bitlab-transformers"
+    told = [ROOT / "README.md", *modules(), *(ROOT / "notebooks").glob("*.ipynb")]
+    for path in told:
+        assert not re.search(r"pip install[^\n`]*[\s'\"]bitlab(?!-)\b", path.read_text(encoding="utf-8")), path
+
+
 def test_every_folder_of_the_package_is_installed():
     """setuptools can't find the notebooks, which lie outside, and so is told every folder by name."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

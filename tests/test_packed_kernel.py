@@ -319,8 +319,9 @@ def test_pack_command(tmp_path, capsys):
     (source / "vocab.txt").write_text("[PAD]\n")
     capsys.readouterr()
     assert cli.main(["pack", str(source), str(out), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["fused"] and result["bytes"] == (out / "model.safetensors").stat().st_size
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    assert not said.err and result["fused"] and result["bytes"] == (out / "model.safetensors").stat().st_size
     assert (out / "vocab.txt").exists() and len(binarizers(load_packed(out))) == 21
     assert cli.main(["pack", str(source), str(out)]) == 0
     assert "W1A1" in capsys.readouterr().out
