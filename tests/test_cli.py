@@ -179,6 +179,7 @@ def test_what_is_expected_to_fail_is_one_line(capsys, monkeypatch, error, says):
         (("glue", "rte", "--seed", "x"), "--seed: invalid int value: 'x'"),
         (("squad", "--max-length", "5"), "max_length is 5"),
         (("bench", "--threads", "100000"), "threads is 100000"),
+        (("bench", "--batch", "1000000000"), "batch is 1000000000"),
         (("distil", "texts.txt", "--output", "x", "--epochs", "1e308"), "epochs is 1e+308"),
         (("glue", "rte", "--data", "sample", "--output", "~nosuchuser/x"), "'~nosuchuser/x' is nobody's"),
         (("glue", "rte", "--data", "n" * 300), "File name too long"),
