@@ -1,11 +1,14 @@
 """Whole experiments on sample data, tiny budgets: result files, reloading, seeds, interruptions, refusals."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
+import os
 import random
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -230,6 +233,7 @@ def test_the_other_kinds_of_run_go_on_too(short, tmp_path, options):
 def command_line(arguments, log):
     """What `python -m bitlab` does, in a process that has its imports behind it; what it prints goes to a file."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
     with open(log, "w", buffering=1) as sys.stdout:
         sys.exit(cli.main(arguments))
 
@@ -242,7 +246,7 @@ def reached(log, point):
 
 
 def test_killed_at_any_point(tmp_path, glue):
-    """SIGKILL, three times in one experiment; the same command then ends with an unbroken run's weights."""
+    """Or interrupted, three times in one experiment; the same command then ends with an unbroken run's weights."""
     result = go(tmp_path / "unbroken", schedule="W1A1", max_steps=60)
     arguments = ["glue", "rte", "--schedule", "W1A1", "--max-steps", "60", "--output", str(tmp_path / "killed")]
     for option in ("data", "model", "batch_size", "learning_rate", "teacher_learning_rate"):
@@ -250,21 +254,25 @@ def test_killed_at_any_point(tmp_path, glue):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["bitlab.experiments.running"])
     chance, log = random.Random(18), tmp_path / "log"
-    for point in (("W32A32", chance.randrange(6, 60)), ("W1A1", chance.randrange(6, 30)), ("W1A1", 54)):
+    points = ("W32A32", chance.randrange(6, 60)), ("W1A1", chance.randrange(6, 30)), ("W1A1", 54)
+    for point, how in zip(points, (signal.SIGKILL, signal.SIGINT, signal.SIGKILL)):
         process = server.Process(target=command_line, args=(arguments, log))
         process.start()
         while process.is_alive() and not reached(log, point):
             time.sleep(0.01)
         # after the line comes a part of the next six steps, or of the evaluation and saving that follow
         process.join(chance.uniform(0, 0.3))
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it has come to its end
+            os.kill(process.pid, how)
         process.join()
-        assert process.exitcode in (0, -9), log.read_text()
+        assert process.exitcode in (0, {signal.SIGKILL: -9, signal.SIGINT: 130}[how]), log.read_text()
         log.unlink(missing_ok=True)
     assert cli.main([*arguments, "--json"]) == 0
     assert scores(json.loads((tmp_path / "killed" / "result.json").read_text())) == scores(result)
     for precision in ("W32A32", "W1A1"):
         assert same(weights(tmp_path / "unbroken", precision), weights(tmp_path / "killed", precision))
+        logs = [files.read_json(tmp_path / name / precision / "log.json", list) for name in ("unbroken", "killed")]
+        assert logs[0] == logs[1]
 
 
 # What may befall a checkpoint's file: it is lost, cut, or one byte is another.

@@ -95,7 +95,8 @@ def train_stage(
         trainer.train(resume_from_checkpoint=checkpoint)
     for wrapped in ("forward", "_original_forward"):  # accelerate's: the model would be evaluated in mixed precision
         model.__dict__.pop(wrapped, None)
-    return Trained(trainer.state.log_history, trainer.state.global_step, earlier)
+    log = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]  # of this session alone
+    return Trained(log, trainer.state.global_step, earlier)
 
 
 def set_dropout(model: nn.Module, probability: float | None) -> None:
