@@ -48,6 +48,8 @@ def test_the_alphas_of_these_checkpoints_are_0_d():
     shapes = {name: t.shape for name, t in load_file(COMPAT / "bert-W1A1" / "model.safetensors").items()}
     alphas = {shape for name, shape in shapes.items() if name.endswith(".alpha")}
     assert alphas == {torch.Size([])}
+    model = AutoModelForSequenceClassification.from_pretrained(COMPAT / "bert-W1A1")
+    assert {p.shape for name, p in model.named_parameters() if name.endswith(".alpha")} == {torch.Size([1])}  # for FSDP
 
 
 def test_the_table_of_stored_results(tmp_path):
