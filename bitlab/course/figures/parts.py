@@ -65,5 +65,6 @@ def channels(panels: Mapping[str, Tensor], words: Sequence[str], bound: float) -
         ax.set(title=title, xlabel=f"channel (the first {CHANNELS} of {vectors.shape[1]})")
         ax.set_yticks(range(len(words)), words)
         ax.grid(visible=False)
-    figure.colorbar(drawn, ax=axes, label="value", extend="both")
+    beyond = max(float(vectors.abs().max()) for vectors in panels.values()) > bound
+    figure.colorbar(drawn, ax=axes, label="value", extend="both" if beyond else "neither")
     return list(axes)
