@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from matplotlib import pyplot as plt
@@ -101,15 +102,14 @@ def losses(live: Mapping[str, float], stored: Mapping[str, Sequence[float]], ste
     """
     control, nothing = list(live.items())[-1]
     _, axes = plt.subplots(1, 2, figsize=(9.4, 3.1), sharey=True, width_ratios=(len(live), len(stored) or 1))
-    panels = ((f"run: {steps} steps, one seed", {k: [v] for k, v in live.items()}), ("stored: 400 steps", stored))
-    for ax, (title, shares) in zip(axes, panels):
-        points = {name: [100 * share for share in runs] for name, runs in shares.items()}
+    run, several = ({name: 100 * np.array(lost, ndmin=1) for name, lost in side.items()} for side in (live, stored))
+    for ax, title, points in zip(axes, (f"run: {steps} steps, one seed", "stored: 400 steps"), (run, several)):
         seeds(ax, points, [CONTROL if name == control else {"color": COLORS["binary"]} for name in points], ".0f")
         ax.axhline(100 * nothing, label="always the same answer", **GUESSING)
         ax.set(title=title, ylim=(0, 62))
     axes[0].set_ylabel("points of accuracy lost")
     axes[1].legend(loc="upper right")
-    sides = f"Run: {told(live, '.0%')}. Stored, means over seeds: {told(stored, '.0%') or 'none'}."
+    sides = f"Run: {told(run, '.0f')}. Stored, means over seeds: {told(several, '.0f') or 'none'}."
     axes[0].figure.set_label(f"Points of accuracy lost. {sides}")
     return list(axes)
 

@@ -59,12 +59,12 @@ def side_by_side(
 def channels(panels: Mapping[str, Tensor], words: Sequence[str], bound: float) -> list[Axes]:
     """The first channels of vectors, one a word, as heatmaps violet below zero and orange above."""
     figure, axes = plt.subplots(1, len(panels), figsize=(8.3, 2.6), sharey=True)
+    shown = {title: vectors.detach().float().cpu()[:, :CHANNELS] for title, vectors in panels.items()}
     for ax, (title, vectors) in zip(axes, panels.items()):
-        shown = vectors.detach().float().cpu()[:, :CHANNELS]
-        drawn = ax.imshow(shown, cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
+        drawn = ax.imshow(shown[title], cmap="PuOr_r", vmin=-bound, vmax=bound, aspect="auto")
         ax.set(title=title, xlabel=f"channel (the first {CHANNELS} of {vectors.shape[1]})")
         ax.set_yticks(range(len(words)), words)
         ax.grid(visible=False)
-    beyond = max(float(vectors.abs().max()) for vectors in panels.values()) > bound
+    beyond = any(vectors.abs().max() > bound for vectors in shown.values())
     figure.colorbar(drawn, ax=axes, label="value", extend="both" if beyond else "neither")
     return list(axes)
