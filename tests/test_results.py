@@ -361,6 +361,10 @@ def test_storing_a_run_keeps_curves_and_the_cost_of_its_models(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BitlabError, match="can't be written"):
         results.store(run, tmp_path / "file")
+    for entry in ({"loss": 1.0}, {"loss": "1", "step": 1}, 5):
+        files.write_json(run / "W1A1" / "log.json", [entry])
+        with pytest.raises(BitlabError, match=r"W1A1/log\.json is damaged \(.*\): delete it"):
+            results.collect(run)
 
 
 def test_a_stored_result_is_not_replaced_by_another_runs(tmp_path):

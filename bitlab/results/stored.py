@@ -97,8 +97,10 @@ def _why_none(run: Path) -> str:
 
 
 def _curve(stage: Path) -> list[tuple[int, float]]:
-    log = files.read_json(stage / "log.json", list) or []
-    points = [(entry["step"], round(entry["loss"], 4)) for entry in log if "loss" in entry]
+    path = stage / "log.json"
+    log = files.read_json(path, list) or []
+    with files.one_line(f"{path} is damaged", "delete it, to store the result without a curve", *NO_RESULT):
+        points = [(entry["step"], round(entry["loss"], 4)) for entry in log if "loss" in entry]
     every = max(1, len(points) // CURVE_POINTS)
     return points[::-every][::-1]
 
