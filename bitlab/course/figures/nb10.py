@@ -287,8 +287,9 @@ def with_time(runs: pd.DataFrame, published: pd.DataFrame) -> Axes:
         ax.plot(xs, ys, **look, markeredgecolor=INK, label=column)
         ax.plot(1, share_kept(bit[column], full[column], nothing), **look | {"markersize": 8}, mfc="none")
         ends.append(f"{column} from {ys[0]:.0f} at {xs[0]:.2g} of the steps to {ys[-1]:.0f} at {xs[-1]:.2g}")
-    ax.set(xscale="log", xlabel="share of the paper's steps (log)", ylabel="kept, %", ylim=(-12, 108))
-    ax.set_title("W1A1, MiniLM, a mark a run; hollow: BERT-base in print", fontsize=9)
+    ax.set(xscale="log", xlabel="share of the paper's steps (log)", ylabel="kept, %", ylim=(-24, 108))
+    ax.axhline(0, **GUESSING)
+    ax.set_title("one bit, MiniLM: all stored runs; hollow: BERT-base in print", fontsize=9)
     ax.legend(**BESIDE)
     ax.figure.set_label(f"Kept of what the teacher has above the constant answer, percent. {'; '.join(ends)}.")
     return ax
