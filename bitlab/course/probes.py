@@ -19,7 +19,6 @@ from bitlab.config import BitConfig
 from bitlab.convert import binarize
 from bitlab.errors import BitlabError
 from bitlab.layers import Binarizer
-from bitlab.text import aligned
 
 
 @dataclass(frozen=True)
@@ -277,18 +276,6 @@ def readable(name: str) -> str:
     for long, short in _SHORT.items():
         name = name.replace(long, short)
     return name.replace(".", " ")
-
-
-def table(seen: dict[str, list[Snapshot]]) -> str:
-    """The last snapshot of every module as text, one line a module."""
-    rows = [["module", "mean", "std", "+1", "entropy", "alpha"]]
-    for name, snapshots in seen.items():
-        for last in snapshots[-1:]:
-            alpha = "-" if last.alpha is None else f"{last.alpha:.3f}"
-            rows.append(
-                [name, f"{last.mean:.3f}", f"{last.std:.3f}", f"{last.positive:.1%}", f"{last.entropy:.3f}", alpha]
-            )
-    return "\n".join(aligned(rows))
 
 
 def training_losses(trainer: Trainer) -> list[float]:

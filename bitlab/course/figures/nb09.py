@@ -17,7 +17,6 @@ from bitlab import results
 from bitlab.course.figures.parts import seeds
 from bitlab.course.lab import Lab
 from bitlab.course.plots import BESIDE, COLORS, CONTROL, GUESSING, INK, MARKS, told
-from bitlab.course.probes import of_one_length as of_one_length  # the notebook calls it a figure's
 from bitlab.data import sample
 from bitlab.data.glue import encode
 from bitlab.data.tasks import TASKS
