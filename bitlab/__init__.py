@@ -1,6 +1,6 @@
 """bitlab: a laboratory for 1-bit transformers."""
 
-from bitlab import startup
+from bitlab.terminal import startup
 
 __version__ = "0.1.0"
 

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from bitlab.startup import at_ctrl_c, leave
+from bitlab.terminal.startup import at_ctrl_c, leave
 
 
 def main() -> int:

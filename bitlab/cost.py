@@ -31,7 +31,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from bitlab.encoders import LayerParts, find_encoder
 from bitlab.errors import check_number
 from bitlab.layers import Binarizer, BinaryLinear
-from bitlab.text import aligned
+from bitlab.terminal.text import aligned
 
 MIB = 8 * 2**20  # bits
 WORD = 64

@@ -14,9 +14,10 @@ from tiny_models import refused, write_glue
 import bitlab
 from bitlab import cli, experiments
 from bitlab.bench.settings import BenchSettings
+from bitlab.cli import program
 from bitlab.data.settings import Settings
-from bitlab.options import given, kind, options
-from bitlab.startup import STOPPED
+from bitlab.terminal.options import given, kind, options
+from bitlab.terminal.startup import STOPPED
 
 pytestmark = pytest.mark.usefixtures("cheap", "here")
 # ------------------------------------------------------------------------------------------- good input
@@ -54,7 +55,7 @@ def test_options_reach_the_experiment(monkeypatch):
 def test_every_field_has_its_option_and_the_experiments_own_default():
     """What isn't given is the dataclass's matter: the parser knows no defaults."""
     for command, settings in (("glue rte", experiments.Experiment), ("squad", experiments.Experiment)):
-        assert given(settings, cli._parser().parse_args(command.split())) == {"task": command.split()[-1]}
+        assert given(settings, program.parser().parse_args(command.split())) == {"task": command.split()[-1]}
     kinds = {int: "3", float: "0.5", str: "word", bool: None, tuple: "4"}
     for command, settings in (
         ("squad", experiments.Experiment),
@@ -69,7 +70,7 @@ def test_every_field_has_its_option_and_the_experiments_own_default():
             value = kinds[kind(each)]
             words += ["--" + each.name.replace("_", "-"), *([value] if value else [])]
             expected[each.name] = True if value is None else [4] if kind(each) is tuple else kind(each)(value)
-        found = given(settings, cli._parser().parse_args(words))
+        found = given(settings, program.parser().parse_args(words))
         assert expected == {name: found[name] for name in expected}
         assert all(each.metadata["help"] for each in options(settings))
 
@@ -109,7 +110,7 @@ def test_ctrl_c_while_modules_load_is_one_line(tmp_path, module):
 
 def test_ctrl_c_in_an_exec_is_no_other(tmp_path):
     """Python remembers it though we caught it, and would kill itself at the end of `python -m`."""
-    assert stopped(tmp_path, "bitlab.doctor", "exec('raise KeyboardInterrupt')", "doctor") == (130, f"{STOPPED}\n")
+    assert stopped(tmp_path, "bitlab.cli.doctor", "exec('raise KeyboardInterrupt')", "doctor") == (130, f"{STOPPED}\n")
 
 
 def stopped(folder, module, action, *arguments):

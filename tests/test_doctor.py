@@ -3,7 +3,8 @@
 import torch
 from tiny_models import refused
 
-from bitlab import BitlabError, cli, compiled, doctor
+from bitlab import BitlabError, cli, compiled
+from bitlab.cli import doctor
 
 
 def lines(capsys):

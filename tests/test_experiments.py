@@ -32,8 +32,8 @@ from bitlab.experiments import stage as stages
 from bitlab.experiments.folder import RESULT
 from bitlab.experiments.prepared import prepare
 from bitlab.models import load_model, load_tokenizer
-from bitlab.options import kind
-from bitlab.options import options as fields
+from bitlab.terminal.options import kind
+from bitlab.terminal.options import options as fields
 
 TINY = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-4, "teacher_learning_rate": 5e-4}
 

@@ -26,8 +26,8 @@ from bitlab.data.sample import sample_tokenizer
 from bitlab.data.settings import OwnData, Settings
 from bitlab.experiments import Experiment, GeneralDistillation
 from bitlab.models import load_model
-from bitlab.options import kind, options
 from bitlab.packed import save_packed
+from bitlab.terminal.options import kind, options
 
 SEED = 20
 SECONDS = 10  # of the processor; a case that takes longer hangs

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"pytorch": "torch"}
 CORE = {"attention", "binarizers", "compiled", "config", "convert", "cost", "encoders", "layers", "methods", "products"}
-CORE |= {"errors", "files", "text", "upstream"}
+CORE |= {"errors", "files", "terminal", "upstream"}
 FLOW = ["data", "heads", "models", "distillation", "experiments", "results", "course"]
 
 
@@ -147,7 +147,7 @@ def test_data_flows_one_way(name):
         assert not used & set(FLOW[FLOW.index("distillation") :]), (
             "packed takes a trained model and never reaches back into training"
         )
-    if part not in ("course", "commands"):
+    if part not in ("course", "cli"):
         assert "course" not in used, "only the notebooks need the course, and the command line lays them down"
 
 

@@ -14,12 +14,13 @@ import pytest
 from tiny_models import real, refused, save
 
 from bitlab import BitlabError, cli, files, results
+from bitlab.cli import program
 from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, Task, get_task
 from bitlab.experiments import Experiment
 from bitlab.models import load_model
-from bitlab.options import given
 from bitlab.results import GLUE, SQUAD, frame, load, published, report, tabulate
+from bitlab.terminal.options import given
 
 TEACHER, STUDENT = 0.9, 0.7
 
@@ -114,7 +115,7 @@ def asked_for(command):
     """The experiment that a command line asks for."""
     name, *words = shlex.split(command)
     assert name == "bitlab"
-    return Experiment(**given(Experiment, cli._parser().parse_args(words)))
+    return Experiment(**given(Experiment, program.parser().parse_args(words)))
 
 
 @pytest.mark.parametrize("stored", results.records(results.SHIPPED), ids=lambda stored: stored["name"])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bitlab.options import check, option
+from bitlab.terminal.options import check, option
 
 
 @dataclass(frozen=True)

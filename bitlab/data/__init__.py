@@ -1,6 +1,6 @@
 """Data of the experiments: GLUE, SQuAD, and a generator of sample tasks in their shape."""
 
-from bitlab.startup import lazy
+from bitlab.terminal.startup import lazy
 
 _MODULES = {
     "encode": "bitlab.data.glue",

@@ -17,7 +17,7 @@ from bitlab.compiled import torch_threads
 from bitlab.data.candidates import MaskedLM, in_case_of, replaceable
 from bitlab.data.settings import Settings
 from bitlab.errors import BitlabError
-from bitlab.progress import Progress
+from bitlab.terminal.progress import Progress
 
 CHUNK = 16  # rows in a part: what is lost by a kill, for each process
 

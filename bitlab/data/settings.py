@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bitlab.options import SEED, check, option
+from bitlab.terminal.options import SEED, check, option
 
 
 @dataclass(frozen=True)

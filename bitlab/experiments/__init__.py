@@ -1,6 +1,6 @@
 """Experiments: what can be chosen of one (`experiment`), its data (`prepared`), a stage's training, the whole run."""
 
-from bitlab.startup import lazy
+from bitlab.terminal.startup import lazy
 
 _MODULES = {
     "Experiment": "bitlab.experiments.experiment",

@@ -13,7 +13,7 @@ from bitlab.errors import BitlabError
 from bitlab.experiments.recipes import RECIPES, Phase, Recipe, get_recipe
 from bitlab.experiments.schedule import FULL, Schedule, StageSettings
 from bitlab.methods import ALPHA_POLICIES, DistillationConfig
-from bitlab.options import AMOUNT, BATCH, COUNT, RATE, SEED, WEIGHT, check, option, words
+from bitlab.terminal.options import AMOUNT, BATCH, COUNT, RATE, SEED, WEIGHT, check, option, words
 
 WEIGHTS = ("logit_weight", "hidden_weight", "attention_weight")
 LOSS = (*WEIGHTS, "relative_hidden", "temperature")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from bitlab.errors import BitlabError
 from bitlab.methods import parse_precision
-from bitlab.options import AMOUNT, BATCH, COUNT, RATE, check, option
+from bitlab.terminal.options import AMOUNT, BATCH, COUNT, RATE, check, option
 
 FULL = "W32A32"
 ARROW = " -> "

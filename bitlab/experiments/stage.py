@@ -29,7 +29,7 @@ from bitlab.experiments.environment import CPU, processes
 from bitlab.experiments.folder import LOG, STAGE
 from bitlab.experiments.prepared import Prepared
 from bitlab.experiments.schedule import StageSettings
-from bitlab.progress import Progress
+from bitlab.terminal.progress import Progress
 
 EVALUATION_BATCH = 64
 DEV_EVALUATIONS = 10  # for the best of them

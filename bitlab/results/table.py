@@ -13,7 +13,7 @@ from bitlab.data.tasks import get_task
 from bitlab.errors import check_choice
 from bitlab.experiments.schedule import FULL
 from bitlab.results.stages import METRICS
-from bitlab.text import aligned
+from bitlab.terminal.text import aligned
 
 # Column of the published tables -> (task, the metrics whose mean it shows). The papers print accuracy for MRPC and QQP.
 GLUE = {

@@ -21,7 +21,7 @@ from bitlab.data import sample
 from bitlab.data.glue import encode
 from bitlab.data.tasks import TASKS
 from bitlab.experiments.prepared import Prepared
-from bitlab.text import aligned
+from bitlab.terminal.text import aligned
 
 LOOKS = {
     "BinaryBERT": ("v", COLORS["latent"]),

@@ -16,16 +16,17 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bitlab import cli, inference, results
+from bitlab import inference, results
+from bitlab.cli import program
 from bitlab.course.plots import BESIDE, COLORS, CONTROL, GUESSING, INK, PAPER, Page, bars, told
 from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
 from bitlab.experiments.schedule import FULL
 from bitlab.files import zoo
-from bitlab.options import given
 from bitlab.results import CONSTANT, GLUE
-from bitlab.text import aligned
+from bitlab.terminal.options import given
+from bitlab.terminal.text import aligned
 
 METHODS = {"bit": "BiT", "bibert": "BiBERT", "binarybert": "BinaryBERT", "bit-released": "BiT as released"}
 SAID = {"logit weight 0.1, relative hidden": "loss of 06", "group by length": "by length", "dropout 0.0": "no dropout"}
@@ -48,7 +49,7 @@ def write_tsv(task: str, folder: Path) -> Path:
 
 def asked_for(command: str) -> Experiment:
     """The experiment that a line `bitlab glue ...` asks for."""
-    return Experiment(**given(Experiment, cli._parser().parse_args(shlex.split(command)[1:])))
+    return Experiment(**given(Experiment, program.parser().parse_args(shlex.split(command)[1:])))
 
 
 class _Shell(io.TextIOBase):
@@ -78,7 +79,7 @@ def typed(command: str, folder: Path, steps: bool = False, stop_at: str | None =
     """
     shell = _Shell(steps, stop_at)
     with contextlib.chdir(folder), contextlib.redirect_stdout(shell), contextlib.redirect_stderr(shell):
-        cli.main(shlex.split(command)[1:])
+        program.main(shlex.split(command)[1:])
 
 
 def there(tasks: Sequence[str], source: str | Path) -> list[str]:

@@ -9,10 +9,11 @@ from functools import partial
 
 import bitlab.experiments.general
 import bitlab.experiments.running  # noqa: F401  (the face would import them later, when Ctrl-C is an exception)
-from bitlab import doctor, experiments, inference, packed, results, rivals  # noqa: F401  (rivals register themselves)
+from bitlab import experiments, inference, packed, results, rivals  # noqa: F401  (rivals register themselves)
 from bitlab.bench import packed as bench_packed
 from bitlab.bench import training as bench_training
 from bitlab.bench.settings import BenchSettings
+from bitlab.cli import doctor
 from bitlab.course import series
 from bitlab.data.augment import augment, settings_for
 from bitlab.data.own import load_own, read_own
@@ -24,8 +25,8 @@ from bitlab.experiments.experiment import Experiment, GeneralDistillation
 from bitlab.files import expanded, reading
 from bitlab.heads import task_of
 from bitlab.models import load_any, load_masked_lm
-from bitlab.options import given
 from bitlab.packed.checkpoint import pack_folder
+from bitlab.terminal.options import given
 
 
 def _words(options: argparse.Namespace, result: dict, told: Callable[[dict], str]) -> str:

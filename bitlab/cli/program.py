@@ -1,6 +1,6 @@
 """The command line: `bitlab doctor | glue TASK | ...`, also `python -m bitlab ...`: its words, and its exit codes.
 
-Options come from the fields of dataclasses (`bitlab.options`). What they ask for runs in `bitlab.commands`, which alone
+Options come from the fields of dataclasses (`terminal.options`). What they ask for runs in `cli.commands`, which alone
 needs torch, so that `--help` is there at once; it is imported under `loading`, so that Ctrl-C is one line.
 
 Exit code 0; 2 with one line on standard error for bad input and whatever else is expected to fail; 130 for Ctrl-C.
@@ -19,8 +19,8 @@ from bitlab.data.settings import OwnData, Settings
 from bitlab.errors import BitlabError
 from bitlab.experiments.experiment import Experiment, GeneralDistillation
 from bitlab.files import reason
-from bitlab.options import add_options
-from bitlab.startup import STOPPED, loading
+from bitlab.terminal.options import add_options
+from bitlab.terminal.startup import STOPPED, loading
 
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how torch says it
 GLUE_TASK = "cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte"
@@ -35,13 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # an ASCII terminal shows "?" for a dot in the middle
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        parser = _parser()
-        options = parser.parse_args(words)
+        options = parser().parse_args(words)
         if options.command is None:
-            parser.print_help()
+            parser().print_help()
             return 0
         with loading():
-            from bitlab.commands import RUN
+            from bitlab.cli.commands import RUN
         options.typed = ["bitlab", *words]
         said = RUN[options.command](options)
         if said is not None:
@@ -214,10 +213,11 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace, **more)
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="bitlab", description="A laboratory for 1-bit transformers.")
-    parser.add_argument("--version", action="version", version=f"bitlab {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+def parser() -> Parser:
+    """What reads `bitlab`'s words; a command's own options are made when the command is named."""
+    whole = Parser(prog="bitlab", description="A laboratory for 1-bit transformers.")
+    whole.add_argument("--version", action="version", version=f"bitlab {__version__}")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help, description=command.help).build = command.options
-    return parser
+    return whole
