@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from bitlab.convert import binarize
 from bitlab.cost import summary
-from bitlab.course.figures.parts import side_by_side
+from bitlab.course.figures.parts import lying, side_by_side
 from bitlab.course.lab import Lab
-from bitlab.course.plots import COLORS, CONTROL, INK, Page, note
+from bitlab.course.plots import COLORS, CONTROL, INK, Page, note, told
 from bitlab.files import shipped
 from bitlab.models import load_tokenizer
 from bitlab.packed import load_packed, pack, save_packed
@@ -89,6 +89,17 @@ def ask(ready: Ready) -> Callable[[str], list[Axes]]:
         return list(axes)
 
     return draw
+
+
+def kindness(shares: Mapping[str, float]) -> Axes:
+    """How likely the model finds it that each sentence is kind, bars from zero; filled above one half."""
+    ax = plt.subplots(figsize=(7.6, 0.6 + 0.28 * len(shares)))[1]
+    looks = [{"color": COLORS["binary"] if share > 0.5 else "white"} for share in shares.values()]
+    lying(ax, shares, looks, [f"{share:.2f}" for share in shares.values()])
+    ax.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
+    ax.set(xlim=(0, 1.15), xlabel="probability of kind")
+    ax.figure.set_label(f"Bars. Probability of kind: {told(shares, '.2f')}.")
+    return ax
 
 
 def twins(ready: Ready) -> dict[str, PreTrainedModel]:

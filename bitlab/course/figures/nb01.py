@@ -135,21 +135,21 @@ def straight_through() -> Axes:
 def product_of_codes(codes: Tensor, signs: Tensor) -> list[Axes]:
     """codes (tokens, in) times signs (out, in), transposed: every entry written into its cell."""
     product = codes @ signs.T
-    _, axes = plt.subplots(1, 3, figsize=(7.4, 2.4), width_ratios=(2.2, 1, 1))
-    titles = (f"codes of x {tuple(codes.shape)}", "signs of W, transposed", "their product")
-    for ax, matrix, title in zip(axes, (codes, signs.T, product), titles):
+    drawn = {"codes of x": codes, "signs of W, transposed": signs.T, "their product": product}
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.1), width_ratios=[m.shape[1] for m in drawn.values()])
+    for ax, (title, matrix) in zip(axes, drawn.items()):
         bound = product.abs().max().item()
         if matrix is product:
             ax.imshow(matrix, cmap="Greys", vmin=-bound, vmax=3 * bound)
         else:
             ax.imshow(matrix > 0, cmap=TWO)
         _write(ax, matrix)
-        ax.set(xticks=[], yticks=[], title=title)
+        ax.set_title(f"{title}\n{tuple(matrix.shape)}", fontsize=9)
         ax.axis("off")
+    for ax, mark in zip(axes, "·="):
+        note(ax, mark, (1, 0.5), (14, 0), xycoords="axes fraction", va="center", fontsize=16)
     least, most = int(product.min()), int(product.max())
-    axes[0].figure.set_label(
-        f"Two matrices of plus and minus ones, and their product: whole numbers from {least} to {most}."
-    )
+    figure.set_label(f"Two matrices of plus and minus ones, and their product: whole numbers from {least} to {most}.")
     return list(axes)
 
 
@@ -167,10 +167,37 @@ def attention_row(words: list[str], rows: Mapping[str, Tensor]) -> list[Axes]:
     return list(axes)
 
 
+PLACES = ("linear layers", "queries, keys, values", "probabilities")
+SIGNS = {  # which of the places hold signs, by the names of the scores
+    "signs in the linear layers": (0,),
+    "signs everywhere, untrained": (0, 1, 2),
+    "signs everywhere": (0, 1, 2),
+    "all but the probabilities": (0, 1),
+    "all but q, k, v (control)": (0, 2),
+    "only the probabilities": (2,),
+}
+
+
 def blame(scores: Mapping[str, float], chance: float) -> Axes:
-    """Who breaks the model: the first score is the baseline, those whose names end in "(control)" are hatched."""
-    _, ax = plt.subplots(figsize=(7.8, 2.9))
+    """Who breaks the model: the first score is the baseline, those whose names end in "(control)" are hatched.
+
+    Below each bar stand its signs, as filled circles; a bar without training is left white.
+    """
+    _, ax = plt.subplots(figsize=(8.6, 3.4))
     bars(scores, baseline=next(iter(scores)), chance=chance, ax=ax)
+    for bar, name in zip(ax.patches, scores):
+        if name.endswith("untrained"):
+            bar.set(facecolor="white", edgecolor=COLORS["binary"], linewidth=1.6)
+    for row, place in enumerate(PLACES):
+        height = {"y": -0.08 - 0.075 * row, "transform": ax.get_xaxis_transform(), "va": "center", "clip_on": False}
+        ax.text(-0.75, s=place, ha="right", fontsize=8, **height)
+        for column, name in enumerate(scores):
+            signs = row in SIGNS.get(name, ())
+            alike = row == 2 and name.startswith("all words alike")
+            mark, color = ("=", INK) if alike else ("●", COLORS["binary"]) if signs else ("○", "#bbbbbb")
+            ax.text(column, s=mark, ha="center", color=color, fontsize=11, **height)
+    ax.tick_params(axis="x", pad=46, length=0)
+    ax.set_xlim(-0.6, len(scores) - 0.4)
     ax.figure.set_label(f"Dev accuracy: {told(scores)}; guessing {chance:.2f}.")
     return ax
 

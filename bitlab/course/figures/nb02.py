@@ -67,14 +67,14 @@ def error_curves(tensors: Mapping[str, Tensor], best: Mapping[str, Tensor], star
     return list(axes)
 
 
-CROSSED = {"facecolor": "white", "hatch": "xxxx"}  # signs, where {0, a} is orange
+SIGNS = {"facecolor": "#fcdcab"}  # a paler orange, where {0, a} has the full one
 
 
 def errors(found: Mapping[str, Mapping[str, float]]) -> Axes:
     """What one bit loses of four tensors: tensor -> method -> relative error."""
     _, ax = plt.subplots(figsize=(6.2, 2.6))
     by_method = {method: [of[method] for of in found.values()] for method in next(iter(found.values()))}
-    groups(ax, by_method, (CROSSED, {"color": COLORS["binary"]}, plots.CONTROL))
+    groups(ax, by_method, (SIGNS, {"color": COLORS["binary"]}, plots.CONTROL))
     ax.axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"], label="all zeros")
     ax.set(title="what one bit loses of a tensor", ylabel="relative error", ylim=(0, 2.3))
     ax.set_xticks(range(len(found)), [name.replace(" ", "\n") for name in found])
@@ -88,7 +88,7 @@ def sets_compared(accuracy: Mapping[str, float], chance: float) -> Axes:
     """What a model still knows whose probabilities became bits; the first score is the float model's."""
     _, ax = plt.subplots(figsize=(6.2, 2.7))
     plots.bars(accuracy, baseline=next(iter(accuracy)), chance=chance, ax=ax)
-    ax.patches[1].set(**CROSSED)  # as above
+    ax.patches[1].set(**SIGNS)  # as above
     ax.figure.set_label(f"Dev accuracy with the probabilities in one bit: {plots.told(accuracy)}.")
     return ax
 

@@ -13,6 +13,8 @@ from bitlab.course.drawings import arrow, box
 from bitlab.course.plots import BESIDE, COLORS, INK, LOOK, MARKS, TWO, heatmap, told
 from bitlab.course.probes import record
 
+TO_BITS = {"edgecolor": COLORS["binary"], "linewidth": 2.2}  # the edge of what makes bits, as on the map
+
 
 def flow() -> Axes:
     """What runs through one binary head: floats on grey arrows, bits on orange ones, whole numbers on dashed blue."""
@@ -22,11 +24,11 @@ def flow() -> Axes:
     part = partial(box, ax, wide=1.32, high=1.02)
     for y, name in ((5, "q"), (3.4, "k"), (1, "v")):
         part(0.7, y, name)
-        part(3.1, y, "sign", face=COLORS["binary"])
+        part(3.1, y, "sign", **TO_BITS)
         arrow(ax, (1.3, y), (2.4, y), **LOOK["float"])
     part(5.7, 4.2, "Q · Kᵀ")
     part(8.3, 4.2, "scale,\nmask,\nsoftmax", high=2.3)
-    part(11.1, 4.2, "p > α/2", face=COLORS["binary"])
+    part(11.1, 4.2, "p > α/2", **TO_BITS)
     part(13.2, 2.2, "P · V")
     part(15.6, 2.2, "scale")
     for begin, end in (((3.8, 5), (5.0, 4.5)), ((3.8, 3.4), (5.0, 3.9)), ((3.8, 1), (12.5, 2.0))):
@@ -107,15 +109,14 @@ def heads(
         with record(student, names="probs_binarizer", keep=True) as seen:
             used = student(**tokens, output_attentions=True).attentions[layer][0, head]
         probs = list(seen.values())[layer][-1].tensor[0, head]
-        figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), layout="none")
-        figure.subplots_adjust(left=0.08, right=0.93, bottom=0.24, top=0.86, wspace=0.1)  # measuring takes longer
-        shown = {f"teacher, layer {layer}, head {head}": soft, "student": probs, "student, bits": used > 0}
+        figure, axes = plt.subplots(1, 3, figsize=(8.6, 3.4), layout="none")
+        figure.subplots_adjust(left=0.09, right=0.99, bottom=0.23, top=0.84, wspace=0.1)  # measuring takes longer
+        shown = {f"teacher, layer {layer}, head {head}": soft, "student": probs, "student, bits": (used > 0).float()}
         for ax, (title, matrix) in zip(axes, shown.items()):
-            heatmap(matrix, words if len(words) <= 24 else None, limit=1.0, ax=ax).set_title(title)
+            heatmap(matrix, words if len(words) <= 24 else None, ax=ax)
+            ax.set_title(f"{title}\nblack: {matrix.max():.2g}", fontsize=9)
         for ax in axes[1:]:
             ax.set(ylabel="", yticks=[])
-        bar = figure.colorbar(axes[0].images[0], cax=figure.add_axes((0.945, 0.24, 0.012, 0.62)))
-        bar.ax.set_title("p, bit", fontsize=8, loc="center", fontweight="normal")
         figure.set_label(
             f"Layer {layer}, head {head}, {len(words)} tokens, three heatmaps: soft in the teacher, sharper in the "
             f"student, and the student's zeros and {int((used > 0).sum())} ones."
