@@ -18,7 +18,7 @@ from bitlab.config import BitConfig, bit_config
 from bitlab.encoders import Encoder, LayerParts, check_convertible, find_encoder
 from bitlab.errors import BitlabError, check_choice
 from bitlab.layers import METHOD_LAYERS, Binarizer, BinaryEmbedding, BinaryLinear, ElasticBinarizer
-from bitlab.methods import ALPHA_POLICIES, get_method, parse_precision
+from bitlab.methods import ALPHA_POLICIES, METHODS, parse_precision
 
 
 def binarize(model: PreTrainedModel, config: BitConfig | str | None = None) -> PreTrainedModel:
@@ -128,7 +128,7 @@ def _set_activations(model: PreTrainedModel, encoder: Encoder, config: BitConfig
 
     The model's configuration keeps its own activation: heads read it, too.
     """
-    relu = config.activation_bits <= get_method(config.method).relu_up_to
+    relu = config.activation_bits <= METHODS[config.method].relu_up_to
     for parts in encoder.layers:
         if not _is_kept(model, parts.path("activation"), config.modules_to_not_convert):
             own = getattr(model.config, parts.names.setting)

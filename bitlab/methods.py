@@ -31,16 +31,6 @@ METHODS = {
 }
 
 
-def get_method(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        BitlabError: for another name, with those that there are.
-    """
-    check_choice("method", name, tuple(METHODS))
-    return METHODS[name]
-
-
 def parse_precision(text: str, method: str = "bit") -> tuple[int, int]:
     """ "W1A2" -> (1, 2): bits of weights and activations.
 
@@ -57,9 +47,10 @@ def check_precision(weight_bits: int, activation_bits: int, method: str = "bit")
     """The two as they stand in the method's table: a file's 1.0 is 1.
 
     Raises:
-        BitlabError: for a precision that does not exist with this method.
+        BitlabError: for a method that does not exist, and for a precision that does not exist with it.
     """
-    known = get_method(method)
+    check_choice("method", method, METHODS)
+    known = METHODS[method]
     found = _known(known.weight_bits, weight_bits), _known(known.activation_bits, activation_bits)
     if None in found:
         raise BitlabError(
@@ -109,10 +100,5 @@ class DistillationConfig:
     @classmethod
     def released(cls, **changes) -> "DistillationConfig":
         """The reductions of the released BiT program, faults included."""
-        faults = {
-            "per_element": True,
-            "count_padding": True,
-            "soft_regression": True,
-            "teacher_dropout": True,
-        }
-        return cls(**(faults | changes))
+        faults = ("per_element", "count_padding", "soft_regression", "teacher_dropout")
+        return cls(**dict.fromkeys(faults, True) | changes)

@@ -29,7 +29,7 @@ def result(task="rte", seed=0, score=STUDENT, full=TEACHER, **options):
     """A result file's content, with the configuration that a run would write."""
     options = {"model": "sample", "data": "sample", "schedule": "W1A1"} | options
     experiment = Experiment(task, seed=seed, **options)
-    precisions = experiment.path.precisions
+    precisions = experiment.precisions
     names = list(get_task(task).metrics) + (["accuracy_mismatched"] if task == "mnli" else [])
     stages = []
     for number, precision in enumerate(precisions):
@@ -122,7 +122,7 @@ def asked_for(command):
 def test_the_command_of_a_stored_row_asks_for_its_experiment(stored):
     found = asked_for(results.command(stored | {"command": None}))  # also where it was stored as it was typed
     assert found == results.experiment(stored)
-    trained = found.path.stages if found.teacher else found.path.precisions
+    trained = found.precisions[1:] if found.teacher else found.precisions
     for precision, settings in ((name, stored["config"]["settings"][name]) for name in trained):
         today = vars(found.settings(precision))
         assert {name: today[name] for name in settings} == settings, "as it was trained then"

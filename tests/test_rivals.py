@@ -13,7 +13,7 @@ from bitlab.attention import binary_attention
 from bitlab.experiments import Experiment, run, running
 from bitlab.experiments import stage as stages
 from bitlab.experiments.recipes import RECIPES
-from bitlab.experiments.schedule import Schedule, StageSettings
+from bitlab.experiments.schedule import ARROW, StageSettings, parse_schedule
 from bitlab.methods import parse_precision
 
 # ------------------------------------------------------------------------------------------------------ models
@@ -94,7 +94,7 @@ def test_default_schedules():
     rivals = {"bibert": "W32A32 -> W1A1", "binarybert": "W32A32 -> W2A4 -> W1A4"}
     assert found == {"bit": bit, "bit-released": bit, **rivals}
     for method, schedule in rivals.items():
-        assert str(Schedule.parse(schedule, method)) == schedule
+        assert ARROW.join(parse_schedule(schedule, method)) == schedule
         assert BitConfig.from_precision(schedule.split()[-1], method).precision == schedule.split()[-1]
     assert Experiment("rte", method="binarybert").stage_teacher == "full"
     assert Experiment("rte", method="binarybert", stage_teacher="previous").stage_teacher == "previous"

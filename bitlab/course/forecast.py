@@ -29,7 +29,7 @@ def forecast(experiment: Experiment, data: Prepared, device: torch.device) -> fl
     seconds = min(_pass(model, batch) for _ in range(4)) / EXAMPLES
     print(f"{len(data.train):,} examples to train on; roughly, on this machine as busy as it is now:")
     total = 0.0
-    for number, precision in enumerate(experiment.path.precisions):
+    for number, precision in enumerate(experiment.precisions):
         settings = experiment.settings(precision)
         steps = settings.steps(len(data.train))
         took = (DISTILLING if number else OPTIMIZING) * seconds * settings.batch_size * steps

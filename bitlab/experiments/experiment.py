@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
-from bitlab.experiments.recipes import RECIPES, Phase, Recipe, get_recipe
-from bitlab.experiments.schedule import FULL, Schedule, StageSettings
+from bitlab.experiments.recipes import RECIPES, Phase, Recipe
+from bitlab.experiments.schedule import ARROW, FULL, StageSettings, parse_schedule
 from bitlab.methods import ALPHA_POLICIES, DistillationConfig
 from bitlab.terminal.options import AMOUNT, BATCH, COUNT, RATE, SEED, WEIGHT, check, option, words
 
@@ -108,7 +108,7 @@ class Experiment:
         check(self)
         recipe = self.recipe
         schedule = recipe.schedule if self.schedule is None else self.schedule
-        object.__setattr__(self, "schedule", str(Schedule.parse(schedule, recipe.method)))
+        object.__setattr__(self, "schedule", ARROW.join(parse_schedule(schedule, recipe.method)))
         object.__setattr__(self, "stage_teacher", self.stage_teacher or recipe.stage_teacher)
         if not any(getattr(self, name) for name in WEIGHTS):
             raise BitlabError(f"{', '.join(WEIGHTS)} are all 0: there is nothing to learn from")
@@ -126,7 +126,7 @@ class Experiment:
     @property
     def folder_name(self) -> str:
         """Where the run goes unless told otherwise: task, method, model, path and seed in one name."""
-        path = "-".join(self.path.stages)
+        path = "-".join(self.precisions[1:])
         extras = ("-started" if self.start else "") + ("-augmented" if self.augment else "")
         return f"{self.task_name}-{self.method}-{Path(self.model).name}-{path}-{self.preset}{extras}-seed{self.seed}"
 
@@ -138,18 +138,18 @@ class Experiment:
             return None
         named = ["bitlab", *(["glue"] if self.task in TASKS else []), self.task]
         named += ["--method", self.method] if self.method != "bit" else []
-        named += ["--schedule", " -> ".join(self.path.stages)]
+        named += ["--schedule", ARROW.join(self.precisions[1:])]
         return shlex.join(named + words(self, Experiment(self.task, method=self.method, schedule=self.schedule)))
 
     @property
     def recipe(self) -> Recipe:
         """What its method brings along."""
-        return get_recipe(self.method)
+        return RECIPES[self.method]
 
     @property
-    def path(self) -> Schedule:
-        """The schedule, parsed."""
-        return Schedule.parse(self.schedule, self.recipe.method)
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the schedule, full precision first."""
+        return tuple(self.schedule.split(ARROW))
 
     def phases(self) -> tuple[Phase, ...]:
         """The trainings that make up a distillation stage, each with its loss."""
@@ -179,7 +179,7 @@ class Experiment:
             epochs = self.teacher_epochs or (1000 if quick else min(5, task.epochs))
             steps = self.max_steps or ((300 if small else 60) if quick and not self.teacher_epochs else None)
             return StageSettings(epochs, 32, rate, steps, **options)
-        stages, recipe = len(self.path.stages), self.recipe
+        stages, recipe = len(self.precisions) - 1, self.recipe
         rate = self.learning_rate or (5e-4 if small else recipe.learning_rates.get(task.name, task.learning_rate))
         epochs = self.epochs or (1000 if quick else recipe.epochs.get(task.name, task.epochs))
         steps = self.max_steps or (((400 if small else 60) // stages) if quick and not self.epochs else None)

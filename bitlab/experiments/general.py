@@ -166,9 +166,9 @@ def start_from(student: PreTrainedModel, name: str, alpha: str = "rescale") -> P
         raise BitlabError(f"start {name!r} is of method {bits.method}, this experiment of {own.method}")
     wanted = _without_pooler(student.base_model)
     state = _without_pooler(set_precision(other, own.precision, alpha))
-    unlike = [key for key in {*state, *wanted} if _shape(state, key) != _shape(wanted, key)]
-    if unlike:
-        raise BitlabError(f"start {name!r} is of another shape than the student: see {min(unlike)}")
+    shapes = [{(key, value.shape) for key, value in encoder.items()} for encoder in (state, wanted)]
+    if unlike := shapes[0] ^ shapes[1]:
+        raise BitlabError(f"start {name!r} is of another shape than the student: see {min(unlike)[0]}")
     student.base_model.load_state_dict(state, strict=False)
     return student
 
@@ -176,7 +176,3 @@ def start_from(student: PreTrainedModel, name: str, alpha: str = "rescale") -> P
 def _without_pooler(encoder: nn.Module) -> dict[str, Tensor]:
     """No hidden state depends on the pooler, so that general distillation teaches it nothing."""
     return {key: value for key, value in encoder.state_dict().items() if not key.startswith("pooler.")}
-
-
-def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None

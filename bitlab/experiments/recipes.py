@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from bitlab.errors import check_choice
 from bitlab.methods import DistillationConfig
 
 
@@ -64,13 +63,3 @@ BINARYBERT = Recipe(
     ),
 )
 RECIPES = {"bit": Recipe(), "bit-released": Recipe(released=True), "bibert": BIBERT, "binarybert": BINARYBERT}
-
-
-def get_recipe(method: str) -> Recipe:
-    """The recipe of an experiment's method.
-
-    Raises:
-        BitlabError: for another one, with the names that there are.
-    """
-    check_choice("method", method, RECIPES)
-    return RECIPES[method]

@@ -41,7 +41,7 @@ from bitlab.experiments.folder import (
 )
 from bitlab.experiments.general import start_from
 from bitlab.experiments.prepared import Prepared, prepare
-from bitlab.experiments.schedule import FULL
+from bitlab.experiments.schedule import ARROW, FULL
 from bitlab.experiments.stage import Trained, predict, save_stage, set_dropout, train_stage
 from bitlab.models import load_model, load_tokenizer, weights_digest
 
@@ -102,7 +102,7 @@ def run(
         if again or not (folder / FULL / STAGE).exists():
             stages.check_start()
         record = partial(record_in, folder / RESULT, RESULT_HOLDS)
-        return run_in(folder, config, experiment.path.precisions, record, stages.run, again, report, data.file_names())
+        return run_in(folder, config, experiment.precisions, record, stages.run, again, report, data.file_names())
 
 
 def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
@@ -121,7 +121,7 @@ def _config(experiment: Experiment, source: str, data: Prepared) -> dict:
     config["model_digest"] = {role: found for role, name in names.items() if name and (found := weights_digest(name))}
     config["examples"] = data.sizes()
     config |= data.options()
-    config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in experiment.path.precisions}
+    config["settings"] = {precision: asdict(experiment.settings(precision)) for precision in experiment.precisions}
     return config
 
 
@@ -142,7 +142,7 @@ class _Stages:
     def __init__(self, experiment: Experiment, data: Prepared, folder: Path, config: dict, command: str | None):
         self.experiment, self.data, self.folder, self.config = experiment, data, folder, config
         self.command = command
-        self.precisions = experiment.path.precisions
+        self.precisions = experiment.precisions
         self.full = self.previous = self.given = None
 
     def check_start(self) -> None:
@@ -168,7 +168,7 @@ class _Stages:
             "task": self.experiment.task_name,
             "method": self.experiment.method,
             **{key: self.config[key] for key in ("model", "data", "seed")},
-            "schedule": str(self.experiment.path),
+            "schedule": self.experiment.schedule,
             "stages": records,
             "config": self.config,
             "command": self.command,
@@ -188,7 +188,7 @@ class _Stages:
             return record
         started, training = time.monotonic(), self.folder / (precision + TRAINING)
         set_seed(self.experiment.seed + number)  # so that a stage is the same whatever ran before it in this process
-        model = self._starting_point(precision)
+        model = self._starting_point(number, precision)
         trained = self._train(model, precision, training, self.experiment.seed + number)
         score, metrics, predictions = self._evaluated(model)
         if precision == FULL and score <= (trivial := self.data.trivial_score()):
@@ -211,7 +211,7 @@ class _Stages:
         teachers = {"full": FULL, "previous": before, "both": f"{before} and {FULL}"}
         facts = {
             "trained from": self.config["model"],
-            "schedule": " -> ".join(self.precisions[: number + 1]),
+            "schedule": self._path(number),
             "method": experiment.method if number else None,
             "teacher": teachers[experiment.stage_teacher] if number else self.config["teacher"],
         }
@@ -252,15 +252,19 @@ class _Stages:
             whole = Trained(log, whole.steps + trained.steps, whole.earlier + trained.earlier)
         return whole
 
-    def _starting_point(self, precision: str) -> PreTrainedModel:
+    def _path(self, number: int) -> str:
+        """The part of the schedule that ends at a stage, as its checkpoint stores it."""
+        return ARROW.join(self.precisions[: number + 1])
+
+    def _starting_point(self, number: int, precision: str) -> PreTrainedModel:
         experiment = self.experiment
-        if precision == FULL:
+        if number == 0:
             return load_model(experiment.model, experiment.task, seed=experiment.seed)
-        if precision == self.precisions[1]:
+        if number == 1:
             model = self._first_student(self.previous)
         else:
             model = set_precision(_copy(self.previous), precision, experiment.alpha)
-        model.config.quantization_config.history = experiment.path.history(precision)
+        model.config.quantization_config.history = self._path(number)
         set_dropout(model, experiment.dropout)
         return model
 

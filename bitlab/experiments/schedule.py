@@ -14,50 +14,29 @@ FULL = "W32A32"
 ARROW = " -> "
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """A path of precisions from full precision down; build it with `Schedule.parse`."""
+def parse_schedule(text: str, method: str = "bit") -> tuple[str, ...]:
+    """The precisions of "W32A32 -> W1A4 -> W1A2 -> W1A1", in their order; the leading W32A32 may be left out.
 
-    precisions: tuple[str, ...]
+    `method` is that of the `BitConfig`: each has its own precisions (W2 is ternary, for "binarybert" alone).
 
-    @classmethod
-    def parse(cls, text: str, method: str = "bit") -> "Schedule":
-        """Read "W32A32 -> W1A4 -> W1A2 -> W1A1"; the leading W32A32 may be left out.
-
-        `method` is that of the `BitConfig`: each has its own precisions (W2 is ternary, for "binarybert" alone).
-
-        Raises:
-            BitlabError: for a schedule that names no stage, repeats one, or goes up in precision, and for a precision
-                that does not exist.
-        """
-        parts = [part.strip() for part in str(text).replace("→", "->").split("->")]
-        if parts == [""]:
-            raise BitlabError("the schedule names no stage: write for instance 'W32A32 -> W1A2 -> W1A1'")
-        path = [parse_precision(part, method) for part in parts]
-        path = path if path[0] == (32, 32) else [(32, 32), *path]
-        names = ["W{}A{}".format(*bits) for bits in path]
-        if len(path) == 1:
-            raise BitlabError(f"schedule {text!r} names no stage after {FULL}: add one, for instance 'W32A32 -> W1A1'")
-        for before, after, old, new in zip(names, names[1:], path, path[1:]):
-            if old == new:
-                raise BitlabError(f"schedule {text!r} repeats {after}: each stage must lower the precision")
-            if new[0] > old[0] or new[1] > old[1]:
-                raise BitlabError(
-                    f"schedule {text!r} goes up in precision from {before} to {after}: stages only go down"
-                )
-        return cls(tuple(names))
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The precisions that are distilled: all but full precision."""
-        return self.precisions[1:]
-
-    def history(self, precision: str) -> str:
-        """The part of the path that ends at `precision`, as a checkpoint stores it."""
-        return ARROW.join(self.precisions[: self.precisions.index(precision) + 1])
-
-    def __str__(self) -> str:
-        return ARROW.join(self.precisions)
+    Raises:
+        BitlabError: for a schedule that names no stage, repeats one, or goes up in precision, and for a precision
+            that does not exist.
+    """
+    parts = [part.strip() for part in str(text).replace("→", "->").split("->")]
+    if parts == [""]:
+        raise BitlabError("the schedule names no stage: write for instance 'W32A32 -> W1A2 -> W1A1'")
+    path = [parse_precision(part, method) for part in parts]
+    path = path if path[0] == (32, 32) else [(32, 32), *path]
+    names = ["W{}A{}".format(*bits) for bits in path]
+    if len(path) == 1:
+        raise BitlabError(f"schedule {text!r} names no stage after {FULL}: add one, for instance 'W32A32 -> W1A1'")
+    for before, after, old, new in zip(names, names[1:], path, path[1:]):
+        if old == new:
+            raise BitlabError(f"schedule {text!r} repeats {after}: each stage must lower the precision")
+        if new[0] > old[0] or new[1] > old[1]:
+            raise BitlabError(f"schedule {text!r} goes up in precision from {before} to {after}: stages only go down")
+    return tuple(names)
 
 
 @dataclass(frozen=True)

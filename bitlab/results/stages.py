@@ -8,12 +8,12 @@ import pandas as pd
 
 from bitlab.data.squad import WindowSizes
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
-from bitlab.errors import BitlabError
+from bitlab.errors import BitlabError, check_choice
 from bitlab.experiments.environment import told
 from bitlab.experiments.experiment import Experiment
 from bitlab.experiments.folder import RESULT_HOLDS, check_holds
-from bitlab.experiments.recipes import get_recipe
-from bitlab.experiments.schedule import FULL, Schedule, StageSettings
+from bitlab.experiments.recipes import RECIPES
+from bitlab.experiments.schedule import ARROW, FULL, StageSettings, parse_schedule
 
 RUN = ["name", "task", "method", "model", "data", "seed", "schedule"]
 METRICS = sorted({name for task in (*TASKS.values(), SQUAD) for name in task.metrics} | {"accuracy_mismatched"})
@@ -61,7 +61,8 @@ def stages(result: dict) -> list[dict]:
     """The rows of one result; whatever is no result raises here, and nowhere later."""
     check_holds(result, RESULT_HOLDS)
     config = result["config"]
-    precisions = Schedule.parse(result["schedule"], get_recipe(result["method"]).method).precisions
+    check_choice("method", result["method"], RECIPES)
+    precisions = parse_schedule(result["schedule"], RECIPES[result["method"]].method)
     if tuple(stage["precision"] for stage in result["stages"]) != precisions:
         raise BitlabError("its stages are not those of its schedule")
     run = {name: result.get(name) for name in RUN} | {"task": task_of(result).name}
@@ -86,7 +87,7 @@ def _stage(result: dict, path: tuple[str, ...]) -> dict:
     trained = stages[1:] or stages  # a student's training is its distillation
     mib, gflops = result.get("cost", {}).get(path[-1]) or (None, None)
     return {
-        "path": " -> ".join(path),
+        "path": ARROW.join(path),
         "precision": path[-1],
         "given": given,
         "score": float(stage["score"]),
@@ -138,7 +139,7 @@ def _options(result: dict, path: tuple[str, ...]) -> str:
     """The options that differ from their defaults, in words. Those that the path does not come to use are left out."""
     config = result["config"]
     idle = () if len(path) > 2 else ("alpha", "stage_teacher")  # the first stage has no scales before it
-    usual = DEFAULTS | {"stage_teacher": get_recipe(result["method"]).stage_teacher}
+    usual = DEFAULTS | {"stage_teacher": RECIPES[result["method"]].stage_teacher}
     unusual = {name: value for name, value in config.items() if name not in (*TOLD, *idle)}
     unusual = {name: value for name, value in unusual.items() if value not in (usual.get(name), None)}
     unusual = {name: value for name, value in unusual.items() if (name, value) != ("selection", "both")}
