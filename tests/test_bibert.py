@@ -11,7 +11,6 @@ from bitlab.attention import binary_attention
 from bitlab.distillation.losses import distillation_loss
 from bitlab.experiments import Experiment
 from bitlab.rivals.bibert import (
-    BiBertEmbedding,
     BiBertLinear,
     SignBinarizer,
     binarize_activation,
@@ -94,12 +93,6 @@ def test_linear_layer_and_its_gradients():
     to_weight = np.einsum("bto,bti->oi", g, np_sign(x)) * (np.abs(w - w.mean(1, keepdims=True)) <= 1)
     close(layer.weight.grad, to_weight - to_weight.mean(1, keepdims=True))
     close(layer.bias.grad, g.sum((0, 1)))
-
-
-def test_embedding_asks_for_its_rows_only():
-    table = BiBertEmbedding.from_float(torch.nn.Embedding(9, 5, **DOUBLE))
-    ids = torch.tensor([[3, 1], [3, 8]])
-    close(table(ids), np_weight(table.weight.detach().numpy())[ids.numpy()])
 
 
 # -------------------------------------------------------------------------------------------------- Bi-Attention

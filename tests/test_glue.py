@@ -1,11 +1,12 @@
 """Reading the GLUE tasks from the original files, from the hub's parquet files and from the sample generator."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
-from tiny_models import real
+from tiny_models import real, refusal
 
 from bitlab.data import sources
 from bitlab.data.glue import encode, load_glue
@@ -40,10 +41,7 @@ def write(root: Path, task: str, text: str, name: str = "train.tsv") -> Path:
     return folder
 
 
-def fails(task, source) -> str:
-    with pytest.raises(BitlabError) as caught:
-        load_glue(task, source)
-    return str(caught.value)
+fails = partial(refusal, load_glue)
 
 
 @pytest.mark.parametrize("task", FILES)
@@ -60,11 +58,6 @@ def test_every_layout_is_read_with_the_hubs_columns_and_labels(tmp_path, task):
         assert rows["label"] == [1, 0]
 
 
-def test_bare_quote_marks_and_the_byte_order_mark_of_mrpc(tmp_path):
-    write(tmp_path, "mrpc", FILES["mrpc"])
-    assert load_glue("mrpc", tmp_path)["train"][0]["sentence1"] == 'He said " yes .'
-
-
 def test_label_order_of_mnli_is_the_hubs(tmp_path):
     row = "0\tn\tn\tn\tA.\tB.\tneutral\t{}\n"
     text = MNLI_HEADER + "".join(row.format(name) for name in ("entailment", "neutral", "contradiction"))
@@ -75,9 +68,10 @@ def test_label_order_of_mnli_is_the_hubs(tmp_path):
     assert splits["validation_matched"]["label"] == [0, 1, 2]
 
 
-def test_other_line_breaks_do_not_end_a_row(tmp_path):
-    write(tmp_path, "sst2", "sentence\tlabel\r\none\u2028line\u0085here\t1\r\n")
-    assert load_glue("sst2", tmp_path)["train"]["sentence"] == ["one\u2028line\u0085here"]
+def test_quote_marks_and_other_line_breaks_are_text(tmp_path):
+    sentence = 'he said " one\u2028line\u0085here'
+    write(tmp_path, "sst2", f"\ufeffsentence\tlabel\r\n{sentence}\t1\r\n")
+    assert load_glue("sst2", tmp_path)["train"]["sentence"] == [sentence]
 
 
 def test_folder_may_be_the_root_the_one_above_or_the_tasks_own(tmp_path):

@@ -89,13 +89,6 @@ def test_initialized_is_in_the_state_dict():
     assert loaded.alpha.item() == 4
 
 
-def test_an_alpha_of_older_checkpoints_is_0_d():
-    layer = ElasticBinarizer(4)
-    state = layer.state_dict() | {"alpha": torch.tensor(0.7), "initialized": torch.tensor(True)}
-    layer.load_state_dict(state)
-    assert layer.alpha.shape == (1,) and layer.alpha.item() == pytest.approx(0.7)
-
-
 def test_elastic_takes_an_alpha_of_either_shape():
     x, grads = randn(3, 4), []
     for shape in ((), (1,)):

@@ -1,9 +1,11 @@
 """Data of your own: every kind of file gives the same task; a wrong row names file, row and column."""
 
 import json
+from functools import partial
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from tiny_models import refusal
 
 from bitlab.data.own import check_words, load_own, read_own
 from bitlab.data.sample import sample_glue, sample_tokenizer
@@ -30,10 +32,7 @@ def written(folder, ending, columns):
     return path
 
 
-def fails(*arguments, **options) -> str:
-    with pytest.raises(BitlabError) as caught:
-        load_own(*arguments, **options)
-    return str(caught.value)
+fails = partial(refusal, load_own)
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])

@@ -1,13 +1,10 @@
 """The sample tasks: shape, determinism, and that a small model learns them for the right reason."""
 
-import hashlib
-import json
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
+from tiny_models import python
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from bitlab.data.glue import encode
@@ -44,18 +41,19 @@ def test_labels_are_balanced(task):
         assert all(abs(count / 2000 - share) < 0.06 for count in Counter(labels).values())
 
 
-def fingerprint() -> str:
-    rows = {task: sample_glue(task, 20, 5)["train"].to_list() for task in TASKS} | {
-        "squad": sample_squad(20, 5)["train"].to_list()
-    }
-    return hashlib.sha256(json.dumps([rows, vocabulary()]).encode()).hexdigest()
+FINGERPRINT = """
+import hashlib, json
+from bitlab.data.sample import sample_glue, sample_squad, vocabulary
+from bitlab.data.tasks import TASKS
+rows = {task: sample_glue(task, 20, 5)["train"].to_list() for task in TASKS}
+rows["squad"] = sample_squad(20, 5)["train"].to_list()
+print(hashlib.sha256(json.dumps([rows, vocabulary()]).encode()).hexdigest())
+"""
 
 
-def test_same_seed_same_sentences_in_another_process():
-    code = "import test_sample; print(test_sample.fingerprint())"
-    env = {"PYTHONHASHSEED": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(["tests", *sys.path])}
-    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == fingerprint()
+def test_same_seed_same_sentences_in_another_process(capsys):
+    exec(FINGERPRINT, {})
+    assert capsys.readouterr().out == python("-c", FINGERPRINT, PYTHONHASHSEED="1")
     assert sample_glue("rte", 20, 5)["train"].to_list() != sample_glue("rte", 20, 5, seed=1)["train"].to_list()
 
 

@@ -7,6 +7,8 @@ float32 the last bit of a sum, which is another one on another processor, may li
 import gc
 import json
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from bitlab import BitConfig, binarize, cli
+from bitlab import BitConfig, BitlabError, binarize, cli
 from bitlab.compiled import torch_threads
 from bitlab.data.glue import file_names, layout
 from bitlab.data.sample import sample_tokenizer
@@ -59,16 +61,16 @@ DISTILBERT_SIZES = {
     "qa_dropout": 0.0,
 }
 CONFIGS = {
-    "bert": lambda **options: BertConfig(**SIZES, **options),
-    "roberta": lambda **options: RobertaConfig(**SIZES, **options),
+    "bert": lambda **options: BertConfig(**SIZES | options),
+    "roberta": lambda **options: RobertaConfig(**SIZES | options),
     # a narrower embedding, as in the released small ELECTRA: it adds one linear layer, embeddings_project
-    "electra": lambda **options: ElectraConfig(**SIZES, embedding_size=8, **options),
-    "distilbert": lambda **options: DistilBertConfig(**DISTILBERT_SIZES, **options),
+    "electra": lambda **options: ElectraConfig(**SIZES | options, embedding_size=8),
+    "distilbert": lambda **options: DistilBertConfig(**DISTILBERT_SIZES | options),
 }
 OTHERS = {
-    "mpnet": lambda **options: MPNetConfig(**SIZES, **options),
+    "mpnet": lambda **options: MPNetConfig(**SIZES | options),
     # one layer that is run twice, behind an embedding that is narrower
-    "albert": lambda **options: AlbertConfig(**SIZES, embedding_size=8, classifier_dropout_prob=0.0, **options),
+    "albert": lambda **options: AlbertConfig(**SIZES | options, embedding_size=8, classifier_dropout_prob=0.0),
 }
 HEADS = {
     "sequence": AutoModelForSequenceClassification,
@@ -136,6 +138,11 @@ def binary(architecture="bert", head="sequence", kind="bit W1A1", **options):
     return warm_up(binarize(tiny(architecture, head, **options), config_of(kind)))
 
 
+def same(found, expected):
+    """Whether two models' states are equal, to the last bit."""
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def assert_same_gradients(found, expected):
     """To the rounding of the largest of their kind (alpha, beta, weight): one alone may be a sum that cancels."""
     assert found.keys() == expected.keys()
@@ -146,6 +153,16 @@ def assert_same_gradients(found, expected):
 
 
 # ------------------------------------------------------------------------------------------------ commands and runs
+
+
+def python(*arguments, **environment):
+    """What a Python process of its own prints, which has one thread and this bitlab; it has to end well."""
+    root = str(Path(cli.__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Killed(BaseException):
@@ -165,6 +182,13 @@ def cheaply():
         patch.setenv("BITLAB_COMPILE", "off")
         yield
     gc.unfreeze()
+
+
+def refusal(function, *arguments, **options):
+    """What the BitlabError says in which a call ends."""
+    with pytest.raises(BitlabError) as caught:
+        function(*arguments, **options)
+    return str(caught.value)
 
 
 def refused(capsys, *arguments):
