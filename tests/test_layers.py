@@ -89,6 +89,13 @@ def test_initialized_is_in_the_state_dict():
     assert loaded.alpha.item() == 4
 
 
+def test_an_alpha_of_older_checkpoints_is_0_d():
+    layer = ElasticBinarizer(4)
+    state = layer.state_dict() | {"alpha": torch.tensor(0.7), "initialized": torch.tensor(True)}
+    layer.load_state_dict(state)
+    assert layer.alpha.shape == (1,) and layer.alpha.item() == pytest.approx(0.7)
+
+
 def test_elastic_takes_an_alpha_of_either_shape():
     x, grads = randn(3, 4), []
     for shape in ((), (1,)):
@@ -168,10 +175,9 @@ def test_linear_is_the_product_of_quantized_tensors(kind, bias, width, out, seed
     y.backward(g)
     expected.backward(g)
     torch.testing.assert_close(x.grad, x2.grad)
-    ours, theirs = dict(layer.named_parameters()), dict(other.named_parameters())
+    ours, theirs = ({name: p.grad for name, p in each.named_parameters()} for each in (layer, other))
     assert len(ours) == 3 + bias
-    for name, parameter in ours.items():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=name)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_float_parts_of_a_linear():
@@ -267,9 +273,8 @@ def test_a_layer_in_training_is_the_product_of_its_codes(bits, bias, short, monk
         (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
         gradients = {name: p.grad for name, p in layer.named_parameters()} | {"x": inputs.grad}
         found.append({"y": y.detach()} | {name: g for name, g in gradients.items() if g is not None})
-    assert found[0].keys() == found[1].keys() and "weight" in found[0]
-    for name, value in found[1].items():
-        torch.testing.assert_close(found[0][name], value, rtol=1e-2 if short else 1e-5, atol=1e-2 if short else 1e-5)
+    assert "weight" in found[0]
+    torch.testing.assert_close(*found, rtol=1e-2 if short else 1e-5, atol=1e-2 if short else 1e-5)
 
 
 def test_a_hook_sees_the_codes_of_a_layer_in_training():
