@@ -44,10 +44,8 @@ def reference(x, g, alpha, bits, signed):
 
 
 def run(x, g, alpha, bits, signed):
-    x, alpha = (
-        torch.tensor(x, requires_grad=True),
-        torch.tensor(alpha, dtype=torch.float64, requires_grad=True),
-    )
+    x = torch.tensor(x, requires_grad=True)
+    alpha = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
     y = elastic(x, alpha, bits, signed)
     y.backward(torch.tensor(g))
     return y.detach().numpy(), x.grad.numpy(), alpha.grad.numpy()
