@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import refused, silent, write_glue
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tiny_models import SIZES, refused, silent, write_glue
+from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, GPT2Config, GPT2LMHeadModel
 
 from bitlab import cli
 from bitlab.data import augment as augment_module
@@ -80,15 +79,11 @@ ENGLISH = "[PAD] [UNK] [CLS] [SEP] [MASK] the a and it is my cat dog lion car tr
 def tiny_lm(folder, seed=0, positions=32, words=ENGLISH):
     """A random masked language model whose vocabulary has most words of PAIRS in one piece, "cats" in two."""
     torch.manual_seed(seed)
-    vocab = {word: place for place, word in enumerate(words.split())}
-    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
-    named = {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")}
-    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=positions, **named).save_pretrained(folder)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(vocab), max_position_embeddings=positions, initializer_range=0.5, **sizes)
-    BertForMaskedLM(config).save_pretrained(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text(words.replace(" ", "\n"))
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=positions).save_pretrained(folder)
+    sizes = SIZES | {"vocab_size": len(words.split()), "max_position_embeddings": positions}
+    BertForMaskedLM(BertConfig(**sizes, initializer_range=0.5)).save_pretrained(folder)
     return folder
 
 
@@ -440,10 +435,9 @@ def test_bad_masked_language_models(inputs, tmp_path):
             augment("rte", *inputs, masked_lm=partial(load_masked_lm, other), report=silent)
 
     other = tiny_lm(tmp_path / "other")  # its tokenizer has 25 words
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertForMaskedLM(BertConfig(vocab_size=900, **sizes)).save_pretrained(other)
+    BertForMaskedLM(BertConfig(**SIZES | {"vocab_size": 900})).save_pretrained(other)
     says("has 25 words, its model 900: save the tokenizer")
-    BertModel(BertConfig(vocab_size=25, **sizes)).save_pretrained(other)
+    BertModel(BertConfig(**SIZES | {"vocab_size": 25})).save_pretrained(other)
     says("is no masked language model")
     GPT2LMHeadModel(GPT2Config(vocab_size=25, n_embd=16, n_layer=1, n_head=2)).save_pretrained(other)
     says("can't be loaded")

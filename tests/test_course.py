@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from tiny_models import python
 
 from bitlab import cli, course, results
 from bitlab.course import capstone, exercises, runner, series
@@ -290,8 +289,7 @@ def test_peak_memory_is_asked_for_where_there_is_no_resource_module():
     lines += ["memory = types.SimpleNamespace(peak_wset=3 * 2**30)"]
     lines += ["process = types.SimpleNamespace(memory_info=lambda: memory)"]
     lines += ["sys.modules['psutil'] = types.SimpleNamespace(Process=lambda: process)", runner.PEAK_MEMORY]
-    told = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
-    assert int(told) == 3 * 2**20
+    assert int(python("-c", "\n".join(lines))) == 3 * 2**20
 
 
 def test_a_page_keeps_alt_texts_and_links_to_pages():

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import save, warm_up
+from tiny_models import same, save, warm_up
 from transformers import pipeline
 
 from bitlab import BitConfig, binarize, cli, files
@@ -172,8 +172,7 @@ def test_a_shipped_model_is_loaded_asked_and_scored_by_its_name(tmp_path, monkey
     monkeypatch.setattr(files, "ZOO", tmp_path)
     folder = saved(tmp_path / "tiny-w1a1", "sst2", "packed")
     monkeypatch.chdir(tmp_path.parent)
-    for name, tensor in load_packed("tiny-w1a1").state_dict().items():
-        assert torch.equal(tensor, load_packed(folder).state_dict()[name])
+    assert same(load_packed("tiny-w1a1").state_dict(), load_packed(folder).state_dict())
     assert predict("tiny-w1a1", TEXTS) == predict(folder, TEXTS)
     assert cli.main(["predict", "tiny-w1a1", TEXTS[0]]) == 0
     assert re.match(r"(negative|positive)", capsys.readouterr().out)

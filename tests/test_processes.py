@@ -7,7 +7,6 @@ A binary training goes on from the last bit of every sum, and two processes sum 
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from tiny_models import WORDS, assert_same_gradients, save, tiny, write_glue
+from tiny_models import WORDS, assert_same_gradients, python, save, tiny, write_glue
 from transformers import AutoModel, AutoModelForSequenceClassification, DataCollatorWithPadding, TrainingArguments
 
-import bitlab
 from bitlab import BitConfig, binarize
 from bitlab.data.glue import load_glue
 from bitlab.data.sample import sample_config, sample_tokenizer
@@ -33,11 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo is not eve
 
 def start(words, processes=2):
     """A Python program in one process or two."""
-    command = [sys.executable, *([*TORCHRUN, str(free_port())] if processes > 1 else []), *map(str, words)]
-    root = str(Path(bitlab.__file__).parent.parent)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "BITLAB_COMPILE": "off"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    python(*([*TORCHRUN, free_port()] if processes > 1 else []), *words, BITLAB_COMPILE="off")
 
 
 def free_port():
