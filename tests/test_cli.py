@@ -84,21 +84,21 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
     assert capsys.readouterr().err == f"{STOPPED}\n"
 
 
-def command_line(*arguments, **options):
-    """A process that runs `python -m bitlab ...`."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bitlab.__file__).parent.parent)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment |= options.pop("env", {})
-    python = [sys.executable, *options.pop("python", ["-m", "bitlab"])]
-    return subprocess.Popen([*python, *arguments], env=environment, **pipes)
+ROOT = str(Path(bitlab.__file__).parent.parent)
+
+
+def command_line(*arguments, python=(), path=ROOT):
+    """A process that ran `python -m bitlab ...`."""
+    command = [sys.executable, *python, "-m", "bitlab", *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("arguments", ["", "--version", "glue --help", "distil --help", "augment --help"])
 def test_what_needs_no_torch_does_not_wait_for_it(arguments):
-    process = command_line(*arguments.split(), python=["-X", "importtime", "-m", "bitlab"])
-    out, err = process.communicate()
-    loaded = {line.split("|")[-1].strip() for line in err.splitlines()}
-    assert process.returncode == 0 and ("bitlab 0" if "version" in arguments else "usage: bitlab") in out
+    done = command_line(*arguments.split(), python=["-X", "importtime"])
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and ("bitlab 0" if "version" in arguments else "usage: bitlab") in done.stdout
     assert "argparse" in loaded and not {"torch", "transformers", "datasets", "numpy"} & loaded
 
 
@@ -116,11 +116,9 @@ def test_ctrl_c_in_an_exec_is_no_other(tmp_path):
 def stopped(folder, module, action, *arguments):
     """(exit code, standard error) of a process that does something when a module is about to be imported."""
     (folder / "sitecustomize.py").write_text(SITE.format(module=module, action=action))
-    path = f"{folder}{os.pathsep}{Path(bitlab.__file__).parent.parent}"
-    process = command_line(*arguments, env={"PYTHONPATH": path})
-    out, err = process.communicate(timeout=300)
-    assert not out
-    return process.returncode, err
+    done = command_line(*arguments, path=f"{folder}{os.pathsep}{ROOT}")
+    assert not done.stdout
+    return done.returncode, done.stderr
 
 
 SWALLOWED = """

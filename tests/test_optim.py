@@ -59,13 +59,8 @@ def test_a_float_model_has_no_alphas_and_a_full_precision_stage_trains_none():
 
 
 def test_a_wrapped_model_is_seen_through():
-    class Wrapper(nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self.module = module
-
     model = binarize(tiny(), BitConfig(1, 1))
-    wrapped = parameter_groups(Wrapper(model), 1e-3)
+    wrapped = parameter_groups(nn.DataParallel(model), 1e-3)
     assert [g["params"] for g in wrapped] == [g["params"] for g in parameter_groups(model, 1e-3)]
 
 

@@ -33,7 +33,7 @@ from bitlab.course.probes import (
     training_losses,
 )
 from bitlab.errors import BitlabError
-from bitlab.layers import Binarizer, BinaryEmbedding, BinaryLinear
+from bitlab.layers import Binarizer, BinaryLinear
 
 
 @pytest.fixture(autouse=True)
@@ -321,20 +321,13 @@ def test_kinds_of_tensors_share_out_a_binary_bert():
     kinds = {kind: in_one_bit(one_kind(tiny(), kind)) for kind in TENSORS}
     assert kinds["nothing (ReLU for GELU)"] == set()
     assert all(names for kind, names in kinds.items() if not kind.startswith("nothing"))
-    everything = in_one_bit(binarize(tiny()))
-    assert sorted(name for names in kinds.values() for name in names) == sorted(
-        everything - {"bert.pooler.dense.input_binarizer"}
-    )
+    everything = in_one_bit(binarize(tiny())) - {"bert.pooler.dense.input_binarizer"}
+    assert sorted(name for names in kinds.values() for name in names) == sorted(everything)
 
 
 def in_one_bit(model):
-    binarizers = {name for name, m in model.named_modules() if isinstance(m, Binarizer) and m.bits == 1}
-    weights = {
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, BinaryLinear | BinaryEmbedding) and m.weight_bits == 1
-    }
-    return binarizers | weights
+    """Names of binarizers, linear layers and embeddings."""
+    return {name for name, m in model.named_modules() if 1 in (getattr(m, "bits", 0), getattr(m, "weight_bits", 0))}
 
 
 def test_training_losses_are_the_trainers_unrounded(tmp_path, capsys):
