@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bitlab import compiled
-from bitlab.data.sources import DATA_VARIABLE, hub_offline, hub_reachable
+from bitlab.data.sources import DATA_VARIABLE, hub_reachable, hub_state
 from bitlab.errors import BitlabError
 from bitlab.experiments import environment
 from bitlab.models import minilm_folder
@@ -31,10 +31,8 @@ def findings() -> Iterator[str]:
     yield _minilm()
     yield _line("data", True, "sample: made by bitlab.data.sample")
     yield _data_folder()
-    online = hub_reachable()
-    state = "answers" if online else "is switched off (offline)" if hub_offline() else "does not answer"
     advice = "not needed; unset HF_HUB_OFFLINE or connect to use its models and data"
-    yield _line("hub", online, f"huggingface.co {state}", advice)
+    yield _line("hub", hub_reachable(), f"huggingface.co {hub_state()}", advice)
 
 
 def _line(what: str, good: bool, detail: str, advice: str = "") -> str:

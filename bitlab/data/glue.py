@@ -109,18 +109,16 @@ def _from_folder(task: Task, root: Path) -> DatasetDict:
 
 def _from_parquet(task: Task, folder: Path) -> DatasetDict:
     """The hub's layout: train-00000-of-00001.parquet, ..., or train.parquet."""
-    splits: dict[str, list[Dataset]] = {}
+    found = DatasetDict()
     for split in file_names(task):
+        parts = []
         for path in sorted(folder.glob(f"{split}.parquet")) + sorted(folder.glob(f"{split}-*.parquet")):
             with reading(path, "copy it again"):
-                splits.setdefault(split, []).append(Dataset(parquet.read_table(path)))
-    found = {split: _joined(parts, folder, split) for split, parts in splits.items()}
-    return check_splits(DatasetDict(found), task, folder)
-
-
-def _joined(parts: list[Dataset], folder: Path, split: str) -> Dataset:
-    with reading(folder, f"give files of split {split!r} with the same columns"):
-        return concatenate_datasets(parts)
+                parts.append(Dataset(parquet.read_table(path)))
+        if parts:
+            with reading(folder, f"give files of split {split!r} with the same columns"):
+                found[split] = concatenate_datasets(parts)
+    return check_splits(found, task, folder)
 
 
 def check_splits(splits: DatasetDict, task: Task, where) -> DatasetDict:
@@ -182,18 +180,20 @@ def _read_tsv(task: Task, path: Path) -> Dataset:
     text_at = [header.index(column) for column in columns_of.text]
     label_at = header.index(columns_of.label) if columns_of.label in header else None
     columns: dict[str, list] = {column: [] for column in (*task.text_columns, "label", "idx")}
-    broken: list[BitlabError] = []
+    broken = []
     for number, line in enumerate(lines[first:], first + 1):
-        try:
-            texts, label = _row(task, f"{path}, line {number}", line.split("\t"), header, text_at, label_at)
-        except _CutRow as error:
-            broken.append(error)
+        where, fields = f"{path}, line {number}", line.split("\t")
+        if problem := _broken(fields, header, text_at):
+            broken.append(f"{where}: {problem}")
             continue
-        for column, text in zip(task.text_columns, texts, strict=True):
-            columns[column].append(text)
-        columns["label"].append(label)
+        for column, at in zip(task.text_columns, text_at, strict=True):
+            columns[column].append(fields[at])
+        columns["label"].append(NO_LABEL if label_at is None else _label(task, where, fields[label_at]))
         columns["idx"].append(number - first - 1)
-    _judge_broken(task, broken, len(lines))
+    if broken and (task.name != "qqp" or len(lines) < QQP_COMPLETE or len(broken) > QQP_BROKEN):
+        raise BitlabError(broken[0])
+    for problem in broken:
+        logger.warning("left out: %s", problem)
     if not columns["idx"]:
         raise BitlabError(f"{path} has no examples, only a header.")
     return Dataset.from_dict(columns, features=features(task))
@@ -201,14 +201,13 @@ def _read_tsv(task: Task, path: Path) -> Dataset:
 
 def _lines(path: Path) -> list[str]:
     """The file's lines, cut at newlines only: sentences may hold other Unicode line breaks."""
-    lines = []
     with reading(path, "give a file of UTF-8 text"):
-        content = path.read_bytes()
-    for number, raw in enumerate(content.rstrip(b"\r\n").split(b"\n"), 1):
-        try:
-            lines.append(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
-        except UnicodeDecodeError as error:
-            raise BitlabError(f"{path}, line {number}: not UTF-8 text (byte {error.start + 1}).") from error
+        content = path.read_bytes().rstrip(b"\r\n")
+    try:
+        lines = [line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].split(b"\n")
+        raise BitlabError(f"{path}, line {len(before)}: not UTF-8 text (byte {len(before[-1]) + 1}).") from error
     if lines == [""]:
         raise BitlabError(f"{path} is empty: expected one example a line.")
     return lines
@@ -238,22 +237,12 @@ def _task_of(names: list[str]) -> str | None:
     return max(fits, key=lambda name: len(LAYOUTS[name].text), default=None)
 
 
-class _CutRow(BitlabError):
-    """A row with too few or too many columns, or without text."""
-
-
-def _row(
-    task: Task, where: str, fields: list[str], header: list[str], text_at: list[int], label_at: int | None
-) -> tuple[list[str], int | float]:
+def _broken(fields: list[str], header: list[str], text_at: list[int]) -> str | None:
+    """What is wrong with a row of too few or too many columns, or without text; None if nothing is."""
     if len(fields) != len(header):
-        raise _CutRow(
-            f"{where}: expected {len(header)} tab-separated columns ({', '.join(header)}), found {len(fields)}."
-        )
-    texts = [fields[i] for i in text_at]
-    for i, text in zip(text_at, texts, strict=True):
-        if not text.strip():
-            raise _CutRow(f"{where}: column {header[i]!r} is empty, expected text.")
-    return texts, NO_LABEL if label_at is None else _label(task, where, fields[label_at])
+        return f"expected {len(header)} tab-separated columns ({', '.join(header)}), found {len(fields)}."
+    empty = [header[i] for i in text_at if not fields[i].strip()]
+    return f"column {empty[0]!r} is empty, expected text." if empty else None
 
 
 def _label(task: Task, where: str, text: str) -> int | float | list[int]:
@@ -274,15 +263,6 @@ def _label(task: Task, where: str, text: str) -> int | float | list[int]:
         raise BitlabError(f"{where}: label {text!r}, expected {' or '.join(map(repr, names))}.")
     found = [names.index(word) for word in words]
     return found if several else found[0]
-
-
-def _judge_broken(task: Task, broken: list[_CutRow], lines: int) -> None:
-    if not broken:
-        return
-    if task.name != "qqp" or lines < QQP_COMPLETE or len(broken) > QQP_BROKEN:
-        raise broken[0]
-    for error in broken:
-        logger.warning("left out: %s", error)
 
 
 def encode(rows: Dataset, task: str | Task, tokenizer: PreTrainedTokenizerBase) -> Dataset:

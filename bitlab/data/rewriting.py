@@ -6,7 +6,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -101,7 +101,10 @@ def make_parts(
         made = _in_processes(processes, (replace(job, masked_lm=None), masked_lm), tasks)
     else:
         made = (job.write(*task) for task in tasks.items())
-    _show(made, len(rows) - left, len(rows), report)
+    progress = Progress("augment", "row", len(rows), len(rows) - left, report)
+    for count in made:
+        progress.to(progress.done + count)
+    progress.close()
 
 
 def read_parts(folder: Path, rows: int) -> Iterator[Row]:
@@ -145,11 +148,3 @@ def _start_worker(job: Job, masked_lm) -> None:
 
 def _work(part: Path, rows: list[Row]) -> int:
     return _worker.write(part, rows)
-
-
-def _show(made: Iterable[int], before: int, total: int, report) -> None:
-    """Run through the parts, and show how far that is."""
-    progress = Progress("augment", "row", total, before, report)
-    for rows in made:
-        progress.to(progress.done + rows)
-    progress.close()

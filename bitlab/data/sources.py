@@ -32,6 +32,11 @@ def hub_reachable() -> bool:
     return not hub_offline() and _hub_answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
 
 
+def hub_state() -> str:
+    """What the hub does, to be told: "answers", "does not answer" or "is switched off (offline)"."""
+    return "answers" if hub_reachable() else "is switched off (offline)" if hub_offline() else "does not answer"
+
+
 @functools.cache
 def _hub_answers(endpoint: str) -> bool:
     answers: list[bool] = []
@@ -65,14 +70,8 @@ def resolve_source(source: str | os.PathLike = "auto") -> tuple[str, str]:
     named = os.environ.get(DATA_VARIABLE)
     if named:
         return _folder(named, DATA_VARIABLE), f"data: folder {named}, because {DATA_VARIABLE} names it"
-    if hub_offline():
-        return (
-            "sample",
-            f"data: sample, because {DATA_VARIABLE} is not set and the hub is switched off (offline)",
-        )
-    if hub_reachable():
-        return "hub", f"data: hub, because {DATA_VARIABLE} is not set and the hub answers"
-    return "sample", f"data: sample, because {DATA_VARIABLE} is not set and the hub does not answer"
+    found = "hub" if hub_reachable() else "sample"
+    return found, f"data: {found}, because {DATA_VARIABLE} is not set and the hub {hub_state()}"
 
 
 def load_hub(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from bitlab.data.metrics import row_names
@@ -73,12 +74,11 @@ def read_squad(path: str | PathLike) -> Dataset:
     """One original SQuAD v1.1 file, one row a question. See `load_squad` for columns and errors."""
     path = Path(path)
     document = read_json(path, remedy="give a SQuAD v1.1 file")
-    reader = _Reader(path)
     rows = [
-        reader.question(qa, f"data[{a}].paragraphs[{p}].qas[{q}]", article, paragraph)
-        for a, article in enumerate(reader.list(document, "data", ""))
-        for p, paragraph in enumerate(reader.list(article, "paragraphs", f"data[{a}]"))
-        for q, qa in enumerate(reader.list(paragraph, "qas", f"data[{a}].paragraphs[{p}]"))
+        _row(qa, f"{path}, data[{a}].paragraphs[{p}].qas[{q}]", article, paragraph)
+        for a, article in enumerate(_get(document, "data", f"{path}, top level", list))
+        for p, paragraph in enumerate(_get(article, "paragraphs", f"{path}, data[{a}]", list))
+        for q, qa in enumerate(_get(paragraph, "qas", f"{path}, data[{a}].paragraphs[{p}]", list))
     ]
     if not rows:
         raise BitlabError(f"{path}: no question in it.")
@@ -86,45 +86,36 @@ def read_squad(path: str | PathLike) -> Dataset:
         return Dataset.from_list(rows, features=features(SQUAD))
 
 
-class _Reader:
-    """Reads parts of one file's JSON; an error names the file and the place in it."""
+def _get(node, key: str, where: str, kind: type):
+    """What a part of a file's JSON has under a key; `where` are the file and the place in it, for errors."""
+    value = node.get(key) if isinstance(node, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "is missing" if value is None else f"is {type(value).__name__}, expected {kind.__name__}"
+        raise BitlabError(f"{where}: {key!r} {found}.")
+    return value
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def fail(self, where: str, problem: str):
-        raise BitlabError(f"{self.path}, {where or 'top level'}: {problem}.")
-
-    def get(self, node, key: str, where: str, kind: type):
-        value = node.get(key) if isinstance(node, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            found = "is missing" if value is None else f"is {type(value).__name__}, expected {kind.__name__}"
-            self.fail(where, f"{key!r} {found}")
-        return value
-
-    def list(self, node, key: str, where: str) -> list:
-        return self.get(node, key, where, list)
-
-    def question(self, qa: dict, where: str, article: dict, paragraph: dict) -> dict:
-        context = self.get(paragraph, "context", where.rpartition(".")[0], str)
-        answers = self.list(qa, "answers", where)
-        if qa.get("is_impossible") or not answers:
-            self.fail(where, "a question without an answer, as in SQuAD v2.0; bitlab reads v1.1")
-        texts, starts = [], []
-        for n, answer in enumerate(answers):
-            text = self.get(answer, "text", f"{where}.answers[{n}]", str)
-            start = self.get(answer, "answer_start", f"{where}.answers[{n}]", int)
-            if not text or start < 0 or context[start : start + len(text)] != text:
-                self.fail(f"{where}.answers[{n}]", f"the context does not have {text[:40]!r} at character {start}")
-            texts.append(text)
-            starts.append(start)
-        return {
-            "id": self.get(qa, "id", where, str),
-            "title": self.get(article, "title", where.split(".")[0], str),
-            "context": context,
-            "question": self.get(qa, "question", where, str),
-            "answers": {"text": texts, "answer_start": starts},
-        }
+def _row(qa: dict, where: str, article: dict, paragraph: dict) -> dict:
+    in_article, in_paragraph, _ = where.rsplit(".", 2)
+    context = _get(paragraph, "context", f"{in_article}.{in_paragraph}", str)
+    answers = _get(qa, "answers", where, list)
+    if qa.get("is_impossible") or not answers:
+        raise BitlabError(f"{where}: a question without an answer, as in SQuAD v2.0; bitlab reads v1.1.")
+    texts, starts = [], []
+    for n, answer in enumerate(answers):
+        place = f"{where}.answers[{n}]"
+        text, start = _get(answer, "text", place, str), _get(answer, "answer_start", place, int)
+        if not text or start < 0 or context[start : start + len(text)] != text:
+            raise BitlabError(f"{place}: the context does not have {text[:40]!r} at character {start}.")
+        texts.append(text)
+        starts.append(start)
+    return {
+        "id": _get(qa, "id", where, str),
+        "title": _get(article, "title", in_article, str),
+        "context": context,
+        "question": _get(qa, "question", where, str),
+        "answers": {"text": texts, "answer_start": starts},
+    }
 
 
 # ------------------------------------------------------------------------------------------------- windows
@@ -218,7 +209,9 @@ def encode_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sizes: Win
             of_paragraph = np.array([part == 1 for part in encoded.sequence_ids(window)])
             places = np.where(of_paragraph[:, None], np.array(characters[window], dtype=np.int32), np.int32(-1))
             inputs = {name: values[window] for name, values in encoded.items()}
-            start, end = _span(places, chunk["answers"][question]) or _nowhere(inputs["input_ids"], tokenizer)
+            ids, cls = inputs["input_ids"], tokenizer.cls_token_id
+            nowhere = ids.index(cls) if cls in ids else 0  # some tokenizers have no [CLS]
+            start, end = _span(places, chunk["answers"][question]) or (nowhere, nowhere)
             tokens.append(inputs | {"start_positions": start, "end_positions": end})
             questions.append(first + question)
             offsets.append(places)
@@ -249,12 +242,6 @@ def _span(offsets: np.ndarray, answers: dict) -> tuple[int, int] | None:
     start = np.searchsorted(offsets[own, 0], first, side="right") - 1
     end = np.searchsorted(offsets[own, 1], last, side="left")
     return int(own[start]), int(own[max(start, end)])
-
-
-def _nowhere(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """The [CLS], which stands for "not in this window"; the first token where a tokenizer has none."""
-    place = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
-    return place, place
 
 
 # ------------------------------------------------------------------------------------------------- answers
@@ -304,16 +291,15 @@ def _texts(context: str, spans: dict, n_best: int) -> list[Answer]:
     ranked = sorted(spans.items(), key=lambda item: -sum(item[1]))[:n_best]
     if not ranked:
         return [{"text": "", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}]
-    scores = np.array([sum(logits) for _, logits in ranked])
-    weights = np.exp(scores - scores.max())
+    probabilities = softmax([sum(logits) for _, logits in ranked])
     return [
         {
             "text": context[first:last],
-            "probability": round(float(weight), 6),
+            "probability": round(float(probability), 6),
             "start_logit": round(start, 4),
             "end_logit": round(end, 4),
         }
-        for ((first, last), (start, end)), weight in zip(ranked, weights / weights.sum(), strict=True)
+        for ((first, last), (start, end)), probability in zip(ranked, probabilities, strict=True)
     ]
 
 
