@@ -80,20 +80,15 @@ def collect(run: str | Path) -> dict:
     run = Path(run)
     result = files.read_json(run / RESULT)
     if result is None:
-        raise BitlabError(_why_none(run))
+        config = files.read_json(run / files.CONFIG)
+        if config and "task" not in config:
+            raise BitlabError(f"{run} holds a general distillation, no task's result: store a run that started from it")
+        raise BitlabError(f"{run} holds no {RESULT}: run the same experiment again to finish it")
     with files.one_line(f"{run / RESULT} is no result", "delete it, and run the same experiment again", *NO_RESULT):
         names = [stage["precision"] for stage in stages(result)]
     task = task_of(result)
     costs = {name: _cost(load_model(run / name, task)) for name in names if (run / name).is_dir()}
     return {"name": run.name, **result, "curves": {name: _curve(run / name) for name in names}, "cost": costs}
-
-
-def _why_none(run: Path) -> str:
-    """Why a folder holds no result.json, and what to do."""
-    config = files.read_json(run / files.CONFIG)
-    if config and "task" not in config:
-        return f"{run} holds a general distillation, no task's result: store a run that started from it"
-    return f"{run} holds no {RESULT}: run the same experiment again to finish it"
 
 
 def _curve(stage: Path) -> list[tuple[int, float]]:
@@ -191,15 +186,5 @@ def measurement(name: str) -> dict:
 
 
 def load(folder: str | Path | None = None) -> pd.DataFrame:
-    """All stored results as one tidy table: a row for each stage of each run, full precision first.
-
-    Args:
-        folder: as in `records`.
-
-    Returns:
-        A DataFrame as of `frame`.
-
-    Raises:
-        BitlabError: one line, for a file that is no stored result.
-    """
+    """The `frame` of all stored results, a row for each stage of each run; folder and errors as of `records`."""
     return frame(records(folder))

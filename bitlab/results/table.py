@@ -64,8 +64,7 @@ def report(runs: pd.DataFrame, tasks: Iterable[str] | None = None, format: str =
     for title, columns, names in (("GLUE", GLUE, ("glue", "glue_augmented")), ("SQuAD", SQUAD, ("squad",))):
         kept = {column: entry for column, entry in columns.items() if named is None or entry[0] in named}
         if kept:
-            lines = [*_lines(runs, kept), *(each for name in names for each in _published(name, kept))]
-            lines = pd.DataFrame(lines, columns=_head(kept))
+            lines = pd.concat([tabulate(runs, kept), *(published(name, kept) for name in names)], ignore_index=True)
             tables.append(_csv(lines, kept) if format == "csv" else _page(title, lines, kept, format))
     return "\n\n".join(tables)
 
@@ -85,7 +84,10 @@ def tabulate(runs: pd.DataFrame, columns: dict = GLUE) -> pd.DataFrame:
         options, budget; each column's mean and, where there are several seeds, standard deviation ("RTE", "RTE sd");
         avg, avg sd (not of SQuAD); size_mib, flops_g; missing columns, seeds, steps, seconds, machine, notes.
     """
-    return pd.DataFrame(_lines(runs, columns), columns=_head(columns))
+    runs = runs[runs.task.isin({task for task, _ in columns.values()})]
+    rows = [] if runs.empty else _cells(runs).groupby([*ROW, "line"], sort=False, dropna=False)
+    lines = [_line(dict(zip(ROW, key)), cells, columns) for key, cells in rows]
+    return pd.DataFrame(lines, columns=_head(columns))
 
 
 def published(name: str = "glue", columns: dict | None = None) -> pd.DataFrame:
@@ -95,8 +97,33 @@ def published(name: str = "glue", columns: dict | None = None) -> pd.DataFrame:
         name: "glue", "glue_augmented" or "squad"; published/README.md tells the sources.
         columns: these alone; an average over others than the printed ones is taken anew.
     """
-    columns = columns or (SQUAD if name == "squad" else GLUE)
-    return pd.DataFrame(_published(name, columns), columns=_head(columns))
+    whole = SQUAD if name == "squad" else GLUE
+    columns = columns or whole
+    printed = pd.read_csv(PUBLISHED / f"{name}.csv").rename(columns=str.lower)
+    data = "published" + name.removeprefix("glue").removeprefix("squad").replace("_", ", ")
+    lines = []
+    for line in printed.to_dict("records"):
+        weights, _, activations = line["bits"].split("-")
+        scores = {column: float(line[column.lower()]) for column in columns}
+        average = pd.Series([scores[column] for column in _averaged(columns)]).mean()
+        lines.append(
+            {
+                "source": "published",
+                "model": "BERT-base",
+                "data": data,
+                "method": "full precision" if weights == "32" else line["method"],
+                "schedule": f"W{weights}A{activations}",
+                "precision": f"W{weights}A{activations}",
+                "options": "",
+                "budget": "",
+                **scores,
+                "avg": line["avg"] if "avg" in line and columns.keys() == whole.keys() else average,
+                "size_mib": line.get("size_mib"),
+                "flops_g": line.get("flops_g"),
+                "missing": "",
+            }
+        )
+    return pd.DataFrame(lines, columns=_head(columns))
 
 
 def _head(columns: dict) -> list[str]:
@@ -107,15 +134,6 @@ def _head(columns: dict) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ rows
-
-
-def _lines(runs: pd.DataFrame, columns: dict) -> list[dict]:
-    """The rows of the table, in its order."""
-    runs = runs[runs.task.isin({task for task, _ in columns.values()})]
-    if runs.empty:
-        return []
-    rows = _cells(runs).groupby([*ROW, "line"], sort=False, dropna=False)
-    return [_line(dict(zip(ROW, key)), cells, columns) for key, cells in rows]
 
 
 def _cells(runs: pd.DataFrame) -> pd.DataFrame:
@@ -227,35 +245,6 @@ def _task_note(task: str, runs: pd.DataFrame) -> str:
         words += [f"{name} {100 * mean:.1f}" for name, mean in runs[metrics].mean().items()]
     words += [f"best of ten {100 * runs.best.mean():.1f}"] if runs.best.notna().all() else []
     return f"{get_task(task).title} {', '.join(words)}"
-
-
-def _published(name: str, columns: dict) -> list[dict]:
-    printed = pd.read_csv(PUBLISHED / f"{name}.csv").rename(columns=str.lower)
-    whole = SQUAD if name == "squad" else GLUE
-    data = "published" + name.removeprefix("glue").removeprefix("squad").replace("_", ", ")
-    lines = []
-    for line in printed.to_dict("records"):
-        weights, _, activations = line["bits"].split("-")
-        scores = {column: float(line[column.lower()]) for column in columns}
-        average = pd.Series([scores[column] for column in _averaged(columns)]).mean()
-        lines.append(
-            {
-                "source": "published",
-                "model": "BERT-base",
-                "data": data,
-                "method": "full precision" if weights == "32" else line["method"],
-                "schedule": f"W{weights}A{activations}",
-                "precision": f"W{weights}A{activations}",
-                "options": "",
-                "budget": "",
-                **scores,
-                "avg": line["avg"] if "avg" in line and columns.keys() == whole.keys() else average,
-                "size_mib": line.get("size_mib"),
-                "flops_g": line.get("flops_g"),
-                "missing": "",
-            }
-        )
-    return lines
 
 
 # ------------------------------------------------------------------------------------------------ text and Markdown
