@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
@@ -11,8 +12,7 @@ from torch import Tensor
 
 from bitlab.binarizers import elastic, levels
 from bitlab.course.drawings import arrow
-from bitlab.course.figures.parts import groups, seeds
-from bitlab.course.plots import COLORS, GUESSING, INK, LOOK, MARKS, bars, note, told
+from bitlab.course.plots import COLORS, DIAMOND, INK, LOOK, note, told
 
 
 def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
@@ -45,44 +45,30 @@ def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
     return ax
 
 
-def levels_at_change(values: Tensor, scales: Mapping[str, float]) -> list[Axes]:
-    """The positive entries of a tensor, once a scale: its levels, and the lowest threshold.
+def gains(panels: Mapping[str, Mapping[str, Sequence[float]]], run: str) -> list[Axes]:
+    """Points gained against one step with the same seed: a dot a stored run, a diamond what has just been run.
 
     Args:
-        scales: name -> alpha; the first is that of two bits, the others of one.
+        panels: title -> name -> scores, seed by seed: of "one step" and "at two bits", then of what is drawn.
+        run: title of the panel whose first seed has just been run.
     """
-    positive = values[values > 0]
-    _, axes = plt.subplots(1, len(scales), figsize=(9, 2.4), sharey=True)
-    lost: dict[str, float] = {}
-    for ax, (name, alpha) in zip(axes, scales.items()):
-        y = elastic(values, torch.tensor(alpha), 1 if lost else 2, signed=False)
-        lost[name] = ((y - values).square().mean() / values.square().mean()).item()
-        ax.hist(positive, bins=24, color=COLORS["latent"], alpha=0.6)
-        for level in y.unique():
-            ax.axvline(level, color=COLORS["binary"], linewidth=2)
-        ax.axvline(alpha / 2, color=INK, linestyle=MARKS["beta"], linewidth=1, label="lowest border")
-        ax.set(xlabel="ReLU output", title=f"{name}: α = {alpha:.2f}\nloses {lost[name]:.0%} of x²")
-    axes[0].set_ylabel("how many (zeros left out)")
-    axes[0].legend(loc="upper right", fontsize=7)
-    axes[0].figure.set_label(
-        f"The same histogram with the levels of each scale as lines, the lowest threshold dashed. "
-        f"Of the square is lost: {told(lost, '.0%')}."
-    )
-    return list(axes)
-
-
-def race(budgets: Mapping[str, Mapping[str, Sequence[float]]], control: str, chance: float) -> list:
-    """Dev accuracy of every way down, a panel a budget, a dot a seed.
-
-    Args:
-        budgets: title -> name -> scores; the first name is the teacher.
-    """
-    _, (axes,) = plt.subplots(1, len(budgets), figsize=(9.6, 3.1), sharey=True, squeeze=False)
-    for ax, (title, ways) in zip(axes, budgets.items()):
-        bars(ways, baseline=next(iter(ways)), control=control, chance=chance, ax=ax)
-        ax.set(title=title, ylabel="dev accuracy" if ax is axes[0] else "", ylim=(0, 1.14))
-    sides = ". ".join(f"{title}: {told(ways)}" for title, ways in budgets.items())
-    axes[0].figure.set_label(f"Dev accuracy, means over seeds. {sides}.")
+    _, (axes,) = plt.subplots(1, len(panels), figsize=(10.2, 2.5), sharex=True, sharey=True, squeeze=False)
+    sides = []
+    for ax, (title, scores) in zip(axes, panels.items()):
+        one, two_bits, *names = scores
+        for place, name in enumerate(names):
+            dots = 100 * np.subtract(scores[name], scores[one])
+            color = COLORS["float" if name.endswith("(control)") else "binary"]
+            live = int(title == run)
+            ax.plot(dots[live:], [place] * len(dots[live:]), "o", color=color, markeredgecolor=INK, markersize=6)
+            ax.plot(dots[:live], [place] * live, **DIAMOND | {"markersize": 6})
+            sides.append(f"{title}, {name}: {', '.join(f'{dot:+.0f}' for dot in dots)}")
+        ax.axvline(0, color=INK, linewidth=1)
+        ax.set_yticks(range(len(names)), names)
+        known = ", ".join(f"{name} {np.mean(scores[name]):.2f}".replace("0.", ".") for name in (one, two_bits))
+        ax.set(title=title, xlabel=f"points against one step\n({known})", ylim=(len(names) - 0.5, -0.5))
+        ax.xaxis.label.set_size(8)
+    axes[0].figure.set_label(f"Points gained against one step, seed by seed. {'; '.join(sides)}.")
     return list(axes)
 
 
@@ -123,43 +109,3 @@ def walker(runs: pd.DataFrame) -> Callable:
 def _ends(stages: pd.DataFrame) -> list[int]:
     """Steps of the student at the end of each stage; the first stage is its teacher's."""
     return [0, *itertools.accumulate(stages.steps[1:])]
-
-
-def real_tasks(scores: Mapping[str, Mapping[str, Sequence[float]]], constant: Mapping[str, float]) -> list[Axes]:
-    """Scores on real tasks, a dot a seed; the first arm of each is its teacher, a line the constant answer's score."""
-    _, axes = plt.subplots(1, len(scores), figsize=(8.4, 2.8), sharey=True)
-    for ax, (task, arms) in zip(axes, scores.items()):
-        bars(arms, baseline=next(iter(arms)), ylabel="dev score (stored)", ax=ax)
-        ax.axhline(constant[task], label="always the same answer", **GUESSING)
-        ax.set(title=task, ylim=(0, 1.05))
-    axes[-1].legend(loc="upper right", fontsize=8)
-    sides = ". ".join(f"{task}: {told(arms)}" for task, arms in scores.items())
-    axes[0].figure.set_label(f"Dev scores, means over seeds. {sides}. Constant answers: {told(constant)}.")
-    return list(axes)
-
-
-def released(scores: Mapping[str, Sequence[float]]) -> Axes:
-    """One step and two, by the loss as released and as corrected: "released one" and so on -> scores of seeds."""
-    _, ax = plt.subplots(figsize=(6.4, 2.6))
-    words = {"one": "one step", "landing": "at two bits", "two": "two steps"}
-    named = {f"{words[name.split()[1]]} {name.split()[0]}": runs for name, runs in scores.items()}
-    seeds(ax, named, [{"color": COLORS["float" if name.endswith("released") else "binary"]} for name in named])
-    ax.set(ylabel="correlation", title="toy pairs, three stored seeds")
-    ax.figure.set_label(f"Correlation: {told(named)}.")
-    return ax
-
-
-def gradients(norms: Mapping[str, Mapping[str, float]]) -> Axes:
-    """Gradient norms by part of the model, one group of bars for each way to compute the loss."""
-    _, ax = plt.subplots(figsize=(6.4, 2.6))
-    heights = {name: list(parts.values()) for name, parts in norms.items()}
-    for drawn in groups(ax, heights, ({"color": COLORS["float"]}, {"color": COLORS["binary"]})):
-        ax.bar_label(drawn, fmt="%.2g", fontsize=7, padding=2)
-    parts = next(iter(norms.values()))
-    ax.set_xticks(range(len(parts)), parts)
-    ax.set_ylabel("gradient norm")
-    ax.margins(y=0.15)
-    ax.legend(loc="upper left")
-    sides = ". ".join(f"{name}: {told(parts, '.2g')}" for name, parts in norms.items())
-    ax.figure.set_label(f"Gradient norms by part of the model. {sides}.")
-    return ax
