@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import Killed, save, silent, write_glue
+from tiny_models import Killed, same, save, silent, write_glue
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 
 import bitlab
@@ -73,12 +73,19 @@ def weights(folder, precision="W1A1"):
     return load_file(folder / precision / "model.safetensors")
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def scores(result):
     return [(stage["precision"], stage["score"], stage["metrics"], stage["steps"]) for stage in result["stages"]]
+
+
+def log(folder, precision="W1A1"):
+    return files.read_json(folder / precision / "log.json", list)
+
+
+def ends_alike(unbroken, folder, **options):
+    """The command that made one run makes, or finishes, another, which comes to the same scores and weights."""
+    whole, result = unbroken
+    assert scores(go(folder, **options)) == scores(result)
+    assert same(weights(folder), weights(whole))
 
 
 def tree(folder):
@@ -106,10 +113,10 @@ def test_the_result_and_what_lies_in_the_folder(finished):
         place = folder / stage["precision"]
         assert stage["steps"] == 12 and stage["seconds"] > 0
         assert stage["score"] == stage["metrics"]["accuracy"] and 0 <= stage["score"] <= 1
-        log = json.loads((place / "log.json").read_text())
-        losses = [entry["loss"] for entry in log if "loss" in entry]
+        entries = log(folder, stage["precision"])
+        losses = [entry["loss"] for entry in entries if "loss" in entry]
         distilled = stage["precision"] != "W32A32"
-        assert len(losses) == 12 and ("loss_hidden" in log[0]) is distilled
+        assert len(losses) == 12 and ("loss_hidden" in entries[0]) is distilled
         assert losses[-1] < losses[0] or not distilled  # twelve steps on labels need not get anywhere
         predictions = (place / "predictions" / "dev" / "RTE.tsv").read_text().splitlines()[1:]
         dev = load_glue("rte", "sample")["validation"]
@@ -211,68 +218,65 @@ def unbroken(tmp_path_factory, short):
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_interrupted_and_gone_on_with(unbroken, short, tmp_path, moment):
-    folder, result = unbroken
-    killed(moment, tmp_path / "run", **short)
-    assert not (tmp_path / "run" / "result.json").exists()
-    kept = (tmp_path / "run" / "W32A32" / "model.safetensors").stat().st_mtime_ns
-    assert scores(go(tmp_path / "run", **short)) == scores(result)
-    assert same(weights(folder), weights(tmp_path / "run"))
-    assert (tmp_path / "run" / "W32A32" / "model.safetensors").stat().st_mtime_ns == kept
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in folder.iterdir()}
+    folder = tmp_path / "run"
+    killed(moment, folder, **short)
+    assert not (folder / "result.json").exists()
+    kept = tree(folder / "W32A32")
+    ends_alike(unbroken, folder, **short)
+    assert tree(folder / "W32A32") == kept
+    assert {p.name for p in folder.iterdir()} == {p.name for p in unbroken[0].iterdir()}
 
 
 @pytest.mark.parametrize("options", [{"method": "bit-released", "batch_size": 2}, {"selection": "best"}], ids=str)
 def test_the_other_kinds_of_run_go_on_too(short, tmp_path, options):
     settings = short | {"max_steps": 28} | options
-    result = go(tmp_path / "unbroken", **settings)
+    whole = tmp_path / "unbroken", go(tmp_path / "unbroken", **settings)
     killed("checkpoint half written", tmp_path / "broken", **settings)
-    assert scores(go(tmp_path / "broken", **settings)) == scores(result)
-    assert same(weights(tmp_path / "unbroken"), weights(tmp_path / "broken"))
+    ends_alike(whole, tmp_path / "broken", **settings)
 
 
-def command_line(arguments, log):
+def command_line(arguments, printed):
     """What `python -m bitlab` does, in a process that has its imports behind it; what it prints goes to a file."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
-    with open(log, "w", buffering=1) as sys.stdout:
+    with open(printed, "w", buffering=1) as sys.stdout:
         sys.exit(cli.main(arguments))
 
 
-def reached(log, point):
+def reached(printed, point):
     """Whether what was printed has come to a point (precision, step) or beyond."""
-    lines = re.findall(r"(W\w+): step (\d+) of 60", log.read_text()) if log.exists() else []
+    lines = re.findall(r"(W\w+): step (\d+) of 40", printed.read_text()) if printed.exists() else []
     order = ("W32A32", "W1A1")
     return any((order.index(name), int(step)) >= (order.index(point[0]), point[1]) for name, step in lines)
 
 
 def test_killed_at_any_point(tmp_path, glue):
     """Or interrupted, three times in one experiment; the same command then ends with an unbroken run's weights."""
-    result = go(tmp_path / "unbroken", schedule="W1A1", max_steps=60)
-    arguments = ["glue", "rte", "--schedule", "W1A1", "--max-steps", "60", "--output", str(tmp_path / "killed")]
+    result = go(tmp_path / "unbroken", schedule="W1A1", max_steps=40)
+    arguments = ["glue", "rte", "--schedule", "W1A1", "--max-steps", "40", "--output", str(tmp_path / "killed")]
     for option in ("data", "model", "batch_size", "learning_rate", "teacher_learning_rate"):
         arguments += ["--" + option.replace("_", "-"), str(TINY[option])]
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["bitlab.experiments.running"])
-    chance, log = random.Random(18), tmp_path / "log"
-    points = ("W32A32", chance.randrange(6, 60)), ("W1A1", chance.randrange(6, 30)), ("W1A1", 54)
+    chance, printed = random.Random(18), tmp_path / "printed"
+    points = ("W32A32", chance.randrange(6, 40)), ("W1A1", chance.randrange(6, 24)), ("W1A1", 36)
     for point, how in zip(points, (signal.SIGKILL, signal.SIGINT, signal.SIGKILL)):
-        process = server.Process(target=command_line, args=(arguments, log))
+        process = server.Process(target=command_line, args=(arguments, printed))
         process.start()
-        while process.is_alive() and not reached(log, point):
+        while process.is_alive() and not reached(printed, point):
             time.sleep(0.01)
-        # after the line comes a part of the next six steps, or of the evaluation and saving that follow
+        # after the line comes a part of the next steps, or of the evaluation and saving that follow
         process.join(chance.uniform(0, 0.3))
         with contextlib.suppress(ProcessLookupError):  # it has come to its end
             os.kill(process.pid, how)
         process.join()
-        assert process.exitcode in (0, {signal.SIGKILL: -9, signal.SIGINT: 130}[how]), log.read_text()
-        log.unlink(missing_ok=True)
+        assert process.exitcode in (0, {signal.SIGKILL: -9, signal.SIGINT: 130}[how]), printed.read_text()
+        printed.unlink(missing_ok=True)
     assert cli.main([*arguments, "--json"]) == 0
     assert scores(json.loads((tmp_path / "killed" / "result.json").read_text())) == scores(result)
     for precision in ("W32A32", "W1A1"):
         assert same(weights(tmp_path / "unbroken", precision), weights(tmp_path / "killed", precision))
-        logs = [files.read_json(tmp_path / name / precision / "log.json", list) for name in ("unbroken", "killed")]
-        assert logs[0] == logs[1]
+        assert log(tmp_path / "unbroken", precision) == log(tmp_path / "killed", precision)
 
 
 # What may befall a checkpoint's file: it is lost, cut, or one byte is another.
@@ -297,12 +301,10 @@ def unevaluated(tmp_path_factory, short):
 )
 def test_a_damaged_checkpoint_is_not_gone_on_with(unbroken, unevaluated, short, tmp_path, name, damage):
     """Training goes on from an older one, or from the start: the same weights in the end."""
-    folder, result = unbroken
     run = Path(shutil.copytree(unevaluated, tmp_path / "run"))
     for checkpoint in (run / "W1A1.training").glob("checkpoint-*"):
         DAMAGES[damage](checkpoint / name)
-    assert scores(go(run, **short)) == scores(result)
-    assert same(weights(folder), weights(run))
+    ends_alike(unbroken, run, **short)
 
 
 @pytest.mark.parametrize("deletions", range(4))
@@ -352,8 +354,6 @@ def test_logs_for_tensorboard_stay_beside_the_stage(tmp_path):
 
 
 def test_a_full_disk_loses_nothing(unbroken, short, tmp_path, monkeypatch):
-    folder, result = unbroken
-
     def full(*args, **kwargs):
         if (tmp_path / "run" / "W32A32").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -364,8 +364,7 @@ def test_a_full_disk_loses_nothing(unbroken, short, tmp_path, monkeypatch):
     with pytest.raises(BitlabError, match="the disk is full"):
         go(tmp_path / "run", **short)
     monkeypatch.setattr(torch, "save", save)
-    assert scores(go(tmp_path / "run", **short)) == scores(result)
-    assert same(weights(folder), weights(tmp_path / "run"))
+    ends_alike(unbroken, tmp_path / "run", **short)
 
 
 # --------------------------------------------------------------------------------------------- options
@@ -381,16 +380,14 @@ def test_as_released_the_classifier_of_a_regression_never_trains(tmp_path):
         assert torch.equal(teacher["classifier.bias"], student["classifier.bias"]) is not learns
         ratio = student["classifier.weight"] / teacher["classifier.weight"]
         assert (ratio.std().item() < 1e-5) is not learns
-        log = json.loads((folder / "W1A1" / "log.json").read_text())
-        assert all((entry["loss_logits"] == 0) is not learns for entry in log if "loss_logits" in entry)
+        assert all((entry["loss_logits"] == 0) is not learns for entry in log(folder) if "loss_logits" in entry)
 
 
 @pytest.mark.parametrize("selection", ["best", "both"])
 def test_the_best_of_ten_dev_evaluations_is_the_result_or_told_beside_it(tmp_path, selection):
     options = {"schedule": "W1A1", "max_steps": 10, "learning_rate": 5e-3, "dropout": 0.0, "selection": selection}
     result = go(tmp_path / "run", **options)
-    log = json.loads((tmp_path / "run" / "W1A1" / "log.json").read_text())
-    found = [entry["eval_score"] for entry in log if "eval_score" in entry]
+    found = [entry["eval_score"] for entry in log(tmp_path / "run") if "eval_score" in entry]
     stage = bitlab.results.frame([result]).iloc[1]
     assert len(found) == 10 and stage.best == max(found) > min(found)
     expected = max(found) if selection == "best" else found[-1]
@@ -556,11 +553,10 @@ def test_a_run_knows_its_teacher_and_its_data_by_content(finished, tmp_path, mon
         go(tmp_path / "run", schedule="W1A1", teacher=str(teachers[0]))
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_good_teacher_is_taken_as_it_is(finished, tmp_path, again):
+def test_a_good_teacher_is_taken_as_it_is(finished, tmp_path):
     teacher = finished[0] / "W32A32"
     settings = {"teacher": str(teacher), "schedule": "W1A1", "max_steps": 3}
-    for _ in range(1 + again):
+    for again in (False, True):
         result = go(tmp_path / "run", again=again, **settings)
         assert scores(result)[0] == scores(finished[1])[0]
         assert same(weights(teacher.parent, "W32A32"), weights(tmp_path / "run", "W32A32"))

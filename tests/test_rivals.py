@@ -4,25 +4,18 @@ import json
 
 import pytest
 import torch
-from tiny_models import RIVALS, Killed, batch, binary, cheaply, outputs, silent, tiny
+from tiny_models import RIVALS, Killed, batch, binary, cheaply, same, save, silent
 from transformers import BertConfig, BertModel
 
 import bitlab
-from bitlab import BitConfig, BitlabError, binarize, cli, packed, set_precision
+from bitlab import BitConfig, BitlabError, binarize, cli, packed
 from bitlab.attention import binary_attention
 from bitlab.experiments import Experiment, run, running
 from bitlab.experiments import stage as stages
 from bitlab.experiments.recipes import RECIPES
 from bitlab.experiments.schedule import ARROW, StageSettings, parse_schedule
-from bitlab.methods import parse_precision
 
 # ------------------------------------------------------------------------------------------------------ models
-
-
-def test_full_precision_is_the_float_model():
-    model, inputs = binary(kind="bibert W1A1"), batch(pad=2)
-    set_precision(model, "W32A32")
-    torch.testing.assert_close(outputs(model, **inputs)[0], outputs(tiny(), **inputs)[0])  # GELU and softmax are back
 
 
 def test_bibert_keeps_the_activation():
@@ -80,12 +73,6 @@ def test_every_parameter_is_counted_once():
 
 
 # --------------------------------------------------------------------------------- precisions, recipes, budgets
-
-
-def test_set_precision_knows_the_method():
-    with pytest.raises(BitlabError, match="W1A2 does not exist for bibert"):
-        set_precision(binary(kind="bibert W1A1"), "W1A2")
-    assert parse_precision("W2A4", "binarybert") == (2, 4)
 
 
 def test_default_schedules():
@@ -175,9 +162,8 @@ def test_what_binarybert_trains(cheap, monkeypatch):
 def unbroken(quick, tmp_path_factory):
     """(settings, folder, result) of a run in two phases of 30 steps each."""
     folder = tmp_path_factory.mktemp("unbroken")
-    run(Experiment("sst2", method="bibert", max_steps=2, **TINY), folder / "first", report=silent)
-    given = {"method": "binarybert", "schedule": "W1A4", "max_steps": 60, **TINY}
-    given["teacher"] = str(folder / "first" / "W32A32")
+    teacher = save(bitlab.models.load_model("sample", "sst2"), folder / "teacher")
+    given = {"method": "binarybert", "schedule": "W1A4", "teacher": str(teacher), "max_steps": 60, **TINY}
     return given, folder / "run", run(Experiment("sst2", **given), folder / "run", report=silent)
 
 
@@ -203,24 +189,7 @@ def test_an_interrupted_phase_is_gone_on_with(unbroken, cheap, monkeypatch, phas
     assert seen == ([25, 0] if phase == 1 else [25, 25])
     assert result["stages"][1]["score"] == whole["stages"][1]["score"] and result["stages"][1]["steps"] == 60
     ours, theirs = (bitlab.models.load_model(run_ / "W1A4", "sst2").state_dict() for run_ in (cheap / "broken", folder))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_labels_matter_to_bibert(cheap):
-    """The only method that sees the data set's labels in distillation."""
-    from test_distillation import rows, trainer
-
-    data = rows()
-    flipped = data.remove_columns("labels").add_column("labels", [1 - label for label in data["labels"]])
-    for method, expected in (("bit", True), ("bibert", False)):
-        found = []
-        loss = Experiment("sst2", method=method).phases()[0].loss
-        for number, set_ in enumerate((data, flipped)):
-            student = binarize(tiny(num_labels=2), BitConfig(method=method))
-            options = {"distillation": loss}
-            trainer(cheap / f"{method}{number}", student, tiny(num_labels=2), set_, options=options).train()
-            found.append(student.state_dict())
-        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0]) is expected
+    assert same(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", RIVALS)
