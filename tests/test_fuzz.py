@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 import torch
+from datasets import Dataset
+from tiny_models import save, write_glue, write_squad
 
 from bitlab import binarize, cli
 from bitlab.bench.settings import BenchSettings
@@ -33,31 +33,15 @@ SEED = 20
 SECONDS = 10  # of the processor; a case that takes longer hangs
 FEW = 10  # cases of each kind that run in processes of their own
 
-ROWS = "index\tsentence1\tsentence2\tlabel\n" + "".join(
-    f"{i}\ta red cup .\tthe cup is {('red', 'blue')[i % 2]} .\t{('entailment', 'not_entailment')[i % 2]}\n"
-    for i in range(8)
-)
-ANSWERS = {"text": "a red cup", "answer_start": 13}
-QUESTION = {"id": "q", "question": "what was washed ?", "answers": [ANSWERS]}
-PARAGRAPH = {"context": "the cook saw a red cup .", "qas": [QUESTION]}
-SQUAD = {"version": "1.1", "data": [{"title": "Cups", "paragraphs": [PARAGRAPH]}]}
-HOSTILE = [
-    None,
-    [],
-    {},
-    5,
-    -1,
-    1e308,
-    float("nan"),
-    float("inf"),
-    True,
-    "",
-    "x",
-    "\ud800",
-    "~nosuchuser",
-    [[]],
-    {"": 0},
+COLORS = ["red", "blue"] * 4
+PAIRS = [
+    {"sentence1": "a red cup .", "sentence2": f"the cup is {color} .", "label": i % 2, "idx": i}
+    for i, color in enumerate(COLORS)
 ]
+CONTEXT, ANSWERS = "the cook saw a red cup .", {"text": ["a red cup"], "answer_start": [13]}
+QUESTION = {"id": "q", "question": "what was washed ?", "context": CONTEXT, "answers": ANSWERS}
+HOSTILE = [None, [], {}, 5, -1, 1e308, float("nan"), float("inf"), True]
+HOSTILE += ["", "x", "\ud800", "~nosuchuser", [[]], {"": 0}]
 WORDS = ["", " ", "-1", "0", "1e308", "nan", "inf", "-inf", "9" * 400, "x", "\u0662", "0x10", "1_000", "~nosuchuser/x"]
 WORDS += ["n" * 300, "/dev/null", "/dev/null/x", ".", "a\tb", "\x7f", "--", "W1A1 ->", "\ud800"]
 ENCODED = [b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\xd8\x00"]
@@ -74,22 +58,14 @@ def good(tmp_path_factory):
         model.eval()
         spans = load_model("sample", "squad")
         for name, each in (("latent", model), ("float", load_model("sample", "rte")), ("spans", spans)):
-            each.save_pretrained(root / name)
-            sample_tokenizer().save_pretrained(root / name)
+            save(each, root / name)
         save_packed(model, root / "packed")
         sample_tokenizer().save_pretrained(root / "packed")
-        (root / "glue" / "RTE").mkdir(parents=True)
-        for split in ("train", "dev"):
-            (root / "glue" / "RTE" / f"{split}.tsv").write_text(ROWS)
-        _, *rows = [line.split("\t") for line in ROWS.splitlines()]
-        columns = {"sentence1": [r[1] for r in rows], "sentence2": [r[2] for r in rows], "label": [0, 1] * 4}
+        write_glue(root / "glue", "rte", {"train": PAIRS, "validation": PAIRS})
         (root / "hub" / "RTE").mkdir(parents=True)
         for split in ("train", "validation"):
-            table = pa.table(columns | {"idx": list(range(8))})
-            parquet.write_table(table, root / "hub" / "RTE" / f"{split}-00000-of-00001.parquet")
-        (root / "squad").mkdir()
-        for split in ("train", "dev"):
-            (root / "squad" / f"{split}-v1.1.json").write_text(json.dumps(SQUAD))
+            Dataset.from_list(PAIRS).to_parquet(root / "hub" / "RTE" / f"{split}-00000-of-00001.parquet")
+        write_squad(root / "squad", {"train": [QUESTION], "validation": [QUESTION]})
         (root / "own").mkdir()
         (root / "own" / "reviews.jsonl").write_text(
             "".join(json.dumps({"text": "a red cup .", "label": ["bad", "good"][i % 2]}) + "\n" for i in range(12))
@@ -180,7 +156,7 @@ def model_cases(chance, root):
     name = chance.choice(["latent", "float", "packed", "spans"])
     file = chance.choice(sorted(p.name for p in (root / name).iterdir()))
     file = chance.choice([file, "config.json", "config.json", "model.safetensors"])
-    context = ["--context", PARAGRAPH["context"]] if name == "spans" else []
+    context = ["--context", CONTEXT] if name == "spans" else []
     yield f"{name}/{file}", ["predict", name, "a red cup .", *context]
     if name == "latent":
         yield f"latent/{file}", ["pack", "latent", "out"]
