@@ -40,20 +40,6 @@ def states(vectors: Mapping[str, Tensor], words: Sequence[str]) -> list[Axes]:
     return axes
 
 
-def padding(lengths: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Axes:
-    """By how much a loss changes as a batch is padded further; the first is over real tokens, the second careless."""
-    _, ax = plt.subplots(figsize=(6.4, 2.3))
-    for (name, values), role in zip(losses.items(), ("binary", "float")):
-        change = [100 * (value / values[0] - 1) for value in values]
-        ax.plot(lengths, change, marker="o", markersize=4, label=name, **LOOK[role])
-    ax.set(xlabel="length that the batch is padded to", ylabel="change of the term, %")
-    ax.margins(x=0.05, y=0.15)
-    ax.legend(**BESIDE)
-    ends = "; ".join(f"{name} from {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items())
-    ax.figure.set_label(f"The hidden-state term of one batch, padded further and further: {ends}.")
-    return ax
-
-
 def losses(yours: Sequence[float], theirs: Sequence[float]) -> Axes:
     """The losses of two loops, step by step: rings around dots."""
     _, ax = plt.subplots(figsize=(6.4, 2.3))
@@ -95,6 +81,7 @@ def ablation(
     teacher: float,
     chance: float,
     real: Mapping[str, Sequence[float]],
+    real_teacher: float,
     real_title: str,
 ) -> list[Axes]:
     """Every part added to those before it: a bar at the mean of all seeds, a dot a stored seed, a diamond the live one.
@@ -104,7 +91,7 @@ def ablation(
             the last is the negative control.
         stored: the same names -> scores of other seeds.
         teacher, chance: scores drawn as lines.
-        real, real_title: stored correlations of a real task, for the panel on the right.
+        real, real_teacher, real_title: stored correlations of a real task, for the panel on the right.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.3), width_ratios=(len(live) + 0.5, len(real) + 0.6))
     first = next(iter(live))
@@ -114,7 +101,8 @@ def ablation(
     seeds(axes[0], runs, [*looks[:-1], CONTROL])
     seeds(axes[1], real, [orange] * len(real))
     axes[0].plot(range(len(live)), list(live.values()), label="yours", **DIAMOND)
-    axes[0].axhline(teacher, label="teacher", **LOOK["teacher"])
+    for ax, best in zip(axes, (teacher, real_teacher)):
+        ax.axhline(best, label="teacher", **LOOK["teacher"])
     axes[0].axhline(chance, label="chance", **GUESSING)
     for ax in axes:
         ax.set_ylim(0, 1.15)
@@ -122,6 +110,6 @@ def ablation(
     axes[0].set(title=f"sample task: yours, and {number} stored seeds", ylabel="dev accuracy")
     axes[0].legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.0))
     axes[1].set(title=real_title, ylabel="correlation")
-    sides = f"Sample task: {told(runs)}. Stored, real task: {told(real)}."
+    sides = f"Sample task: {told(runs)}. Stored, real task: {told(real)}; its teacher {real_teacher:.2f}."
     figure.set_label(f"Bars from zero, means over seeds. {sides}")
     return list(axes)
