@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from bitlab.binarizers import levels
 from bitlab.course import plots
 from bitlab.course.figures.parts import seeds
 from bitlab.course.plots import COLORS, INK, LOOK
@@ -48,28 +50,39 @@ def ramp(bits: int, signed: bool, low: float, high: float, step: Callable[..., T
 
 
 def slopes(x: Tensor, true: Mapping[str, Tensor], yours: Mapping[str, Tensor]) -> list[Axes]:
-    """How y answers to alpha, at every x: as autograd has it, and as the backward says."""
+    """How y answers to alpha, at every x: as autograd has it, and as the backward says.
+
+    An arrow at each border that moves with alpha is the spike that autograd leaves out, as long as its area.
+    """
     _, axes = plt.subplots(1, len(true), figsize=(8, 2.5), sharey=True)
+    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
     for ax, name in zip(axes, true):
         ax.plot(x, true[name], **LOOK["binary"], label="autograd")
         ax.plot(x, yours[name], **LOOK["latent"], label="your backward")
+        low, high = levels(*SETS[name])
+        for border in () if SETS[name] == (1, True) else np.arange(low, high) + 0.5:
+            ax.annotate("", (border, 0), (border, border), arrowprops=arrow)
         ax.set(xlabel="x / alpha", title=name)
     axes[0].set(ylabel="dy / d alpha", ylim=(-2.4, 4.6))
     axes[0].legend(loc="upper left")
-    axes[0].figure.set_label("Slope of y in alpha: for signs both lines agree; else the backward adds a saw inside.")
+    axes[0].figure.set_label(
+        "Slope of y in alpha. For signs both lines agree. Else autograd's steps rise at every border, from which an "
+        "arrow points back to zero, and the backward is a saw around zero inside."
+    )
     return list(axes)
 
 
-def walks(paths: Mapping[str, Sequence[Sequence[float]]], best: Mapping[str, float]) -> list[Axes]:
-    """Alpha over steps from several starts, and the best value."""
+def walks(paths: Mapping[str, Mapping[float, Sequence[float]]], best: Mapping[str, float]) -> list[Axes]:
+    """Alpha over steps from several multiples of the usual start, and the best value."""
     _, axes = plt.subplots(1, len(paths), figsize=(7, 2.4))
     for ax, (name, several) in zip(axes, paths.items()):
-        for path in several:
+        for factor, path in several.items():
             ax.plot(path, color=COLORS["binary"], linestyle="-", linewidth=1.3)
+            plots.note(ax, f"{factor:g}", (0, path[0]), (-9, -3))
         ax.axhline(best[name], color=INK, linestyle=plots.MARKS["beta"], label=f"best: {best[name]:.2f}")
-        ax.set(xlabel="step", ylabel="alpha", title=name, ylim=(0, None))
+        ax.set(xlabel="step", ylabel="alpha", title=name, xlim=(-14, None), ylim=(0, None))
         ax.legend(loc="upper right")
-    last = {name: [path[-1] for path in several] for name, several in paths.items()}
+    last = {name: [path[-1] for path in several.values()] for name, several in paths.items()}
     ends = "; ".join(f"{name} from {min(of):.2f} to {max(of):.2f}" for name, of in last.items())
     axes[0].figure.set_label(f"Alpha over steps from four starts. It ends: {ends}.")
     return list(axes)
