@@ -48,7 +48,7 @@ def knows(accuracy: Mapping[str, float | list[float]], chance: float) -> Axes:
 
 
 def agreement(cosines: Mapping[str, Sequence[float]]) -> Axes:
-    """How alike two models' hidden states are: precision by place in the model, every number written."""
+    """How alike hidden states are: name (a precision, a control) by place in the model, every number written."""
     table = np.array(list(cosines.values()))
     figure, ax = plt.subplots(figsize=(6.6, 0.55 + 0.42 * len(table)))
     drawn = ax.imshow(table, vmin=0, vmax=1, aspect="auto")
@@ -62,7 +62,7 @@ def agreement(cosines: Mapping[str, Sequence[float]]) -> Axes:
     ax.grid(visible=False)
     figure.colorbar(drawn, ax=ax, label="cosine with float")
     ends = "; ".join(f"{name} from {line[0]:.2f} to {line[-1]:.2f}" for name, line in cosines.items())
-    figure.set_label(f"A heatmap of cosines between hidden states of the float and the converted model: {ends}.")
+    figure.set_label(f"A heatmap of cosines with the hidden states of the float model: {ends}.")
     return ax
 
 
@@ -73,6 +73,7 @@ def alone(live: Mapping[str, float], stored: Mapping[str, float], chance: float,
     axes = side_by_side(panels, looks, ".2f", figsize=(8.4, 3.3))
     for ax, label in zip(axes, ("dev accuracy", metric)):
         ax.set(xlabel=label, xlim=(0, 1.15))
-    axes[0].axvline(chance, **GUESSING)
+    axes[0].axvline(chance, label="chance", **GUESSING)
+    axes[0].legend(loc="lower right")
     axes[0].figure.set_label(f"One kind of tensor binary, the rest float. {axes[0].figure.get_label()}")
     return axes
