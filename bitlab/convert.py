@@ -189,11 +189,6 @@ def _check_kept(model: PreTrainedModel, config: BitConfig) -> None:
             raise BitlabError(f"{type(model).__name__} has no module {part!r} to keep float: print(model) shows all")
 
 
-def _loaded(binarizer: ElasticBinarizer) -> bool:
-    """Whether the checkpoint had its parameters; if not (another head's pooler), they are memory as it was found."""
-    return all(map(upstream.was_loaded, binarizer.parameters(recurse=False)))
-
-
 class BinaryQuantizer(HfQuantizer):
     """What loading latent and packed checkpoints has in common."""
 
@@ -226,7 +221,7 @@ class BitQuantizer(BinaryQuantizer):
             replace_modules(model, self.quantization_config)
         for module in model.modules():
             if isinstance(module, Binarizer):
-                if self.pre_quantized and not _loaded(module):
-                    module.reset()
+                if self.pre_quantized and not all(map(upstream.was_loaded, module.parameters(recurse=False))):
+                    module.reset()  # the checkpoint had it not: another head's pooler
                 module.sync()
         return model

@@ -26,7 +26,7 @@ from functools import reduce
 from operator import add
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from bitlab.encoders import LayerParts, find_encoder
 from bitlab.errors import check_number
@@ -167,7 +167,9 @@ class _Counter:
         self.floats = {id(tensor) for layer in floats for tensor in layer.parameters(recurse=False)}
         encoder = find_encoder(model)
         self.words = model.get_submodule(encoder.words)
-        self.length, self.runs = length, _runs(model.config, len(encoder.layers))
+        # how often each layer is run: once, but for ALBERT, which keeps fewer than it runs
+        inner = getattr(model.config, "inner_group_num", 1)
+        self.length, self.runs = length, model.config.num_hidden_layers * inner // len(encoder.layers)
         self.attentions = {parts.attention: parts for parts in encoder.layers}
         self.part = dict.fromkeys(encoder.module.modules(), "embeddings")
         self.part |= {m: "pooler" for name, m in encoder.module.named_modules() if name.startswith("pooler")}
@@ -262,11 +264,6 @@ class _Counter:
         width = {1: "one_bit_parameters", 2: "two_bit_parameters"}.get(bits, "float_parameters")
         if numbers or any(flops.values()):
             self.entries.append(Cost(part, kind, **{width: numbers}, **flops))
-
-
-def _runs(config: PretrainedConfig, layers: int) -> int:
-    """How often a forward pass runs each layer: once, but for ALBERT, which keeps fewer than it runs."""
-    return config.num_hidden_layers * getattr(config, "inner_group_num", 1) // layers
 
 
 def _share(bits: int, other: int) -> float:

@@ -112,12 +112,12 @@ def expanded(path: str | os.PathLike) -> Path:
 
 
 def write_json(path: Path, content: dict | list) -> None:
-    """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    """`write_bytes` of an object as JSON."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part; its folder is made."""
+    """`write_bytes` of a text."""
     write_bytes(path, content.encode())
 
 
@@ -310,14 +310,9 @@ def _check_same(folder: Path, known: dict, config: dict) -> None:
             )
 
 
-@contextmanager
 def _locked(folder: Path):
-    lock = FileLock(folder / LOCK)
+    """The folder's lock, held until the end of a `with` block."""
     try:
-        lock.acquire(blocking=False)
+        return FileLock(folder / LOCK).acquire(blocking=False)
     except Timeout:
         raise BitlabError(f"folder {folder} is in use by another run: wait for it or {ELSEWHERE}") from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -87,13 +87,13 @@ def reorder_labels(model: PreTrainedModel, task: Task, order: list[int]) -> None
         setattr(model.config, key, value)
 
 
-def task_of(model: PreTrainedModel, text_columns: tuple[str, ...] = ("text",), name: str = "own") -> Task:
+def task_of(model: PreTrainedModel, text_columns: tuple[str, ...] = ("text",)) -> Task:
     """The task that a model was trained for, as far as its configuration tells it.
 
     Raises:
         BitlabError: for a model that answers nothing.
     """
-    kind, config = type(model).__name__, model.config
+    name, kind, config = "own", type(model).__name__, model.config
     if kind.endswith("ForQuestionAnswering"):
         return Task(name, "span", ("question", "context"))
     if not kind.endswith("ForSequenceClassification"):

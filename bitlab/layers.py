@@ -47,13 +47,14 @@ class Binarizer(nn.Module):
             probabilities, which have no thresholds).
         bits: 1, 2, 4, 8, or 32 to pass the input through.
         signed: True for {-a, +a} and its multi-bit form, False for {0, a}.
+        device, dtype: of what a method's own has to learn.
 
     Shape: (..., channels) -> (..., channels).
     """
 
     takes_scores = False  # whether, in the place of attention's probabilities, it wants masked scores instead
 
-    def __init__(self, channels: int | None, bits: int = 1, signed: bool = True):
+    def __init__(self, channels: int | None, bits: int = 1, signed: bool = True, device=None, dtype=None):
         super().__init__()
         self.channels, self.bits, self.signed = channels, bits, signed
 

@@ -148,7 +148,7 @@ def _contenders(model: nn.Module, ours: dict[int, tuple[nn.Module, nn.Module]]) 
     half = copy.deepcopy(model).bfloat16()
     found = {
         BASELINE: Contender(model, _bytes(model)),
-        "float32, medium": Contender(functools.partial(_medium, model), _bytes(model)),
+        "float32, medium": Contender(_within(matmul_precision, "medium", model), _bytes(model)),
         "bf16": Contender(half, _bytes(half)),
     }
     if quantized := _int8(model):
@@ -156,10 +156,10 @@ def _contenders(model: nn.Module, ours: dict[int, tuple[nn.Module, nn.Module]]) 
     for bits, (binary, packed) in ours.items():
         if bits == 1:
             found["fake-quant"] = Contender(binary, _bytes(binary))
-            found["packed, int8"] = Contender(functools.partial(_with, "int8", packed), _bytes(packed))
+            found["packed, int8"] = Contender(_within(backends.use, "int8", packed), _bytes(packed))
         if _c():
             name = "packed, c" if bits == 1 else f"packed, c, W1A{bits}"
-            found[name] = Contender(functools.partial(_with, _kernel(), packed), _bytes(packed))
+            found[name] = Contender(_within(backends.use, _kernel(), packed), _bytes(packed))
     return found
 
 
@@ -206,14 +206,14 @@ def _int8(model: nn.Module) -> nn.Module | None:
         return None
 
 
-def _medium(call: Callable, *inputs):
-    with matmul_precision("medium"):
-        return call(*inputs)
+def _within(setting: Callable, value: str, model: nn.Module) -> Callable:
+    """The model, called with something set."""
 
+    def call(x):
+        with setting(value):
+            return model(x)
 
-def _with(backend: str, model: nn.Module, x):
-    with backends.use(backend):
-        return model(x)
+    return call
 
 
 def _c() -> bool:

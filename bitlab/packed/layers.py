@@ -31,15 +31,10 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.input_binarizer = linear.input_binarizer
         self.register_parameter("bias", linear.bias)
-        like = linear.weight.device
-        size = (self.out_features, -(-self.in_features // 8))
-        self.register_buffer("weight", torch.empty(size, dtype=torch.uint8, device=like))
-        self.register_buffer("weight_scale", torch.empty((), device=like))
+        signs, scale = weight_forward(linear.weight.detach())
+        self.register_buffer("weight", pack_bits(signs > 0))
+        self.register_buffer("weight_scale", scale.clone())
         self.opened = Opened()
-        if not linear.weight.is_meta:
-            with torch.no_grad():
-                signs, scale = weight_forward(linear.weight)
-            self.weight, self.weight_scale = pack_bits(signs > 0), scale.clone()
 
     def scale(self) -> Tensor:
         """a m, one number."""
@@ -125,13 +120,10 @@ class PackedEmbedding(nn.Module):
     def __init__(self, embedding: BinaryEmbedding):
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.weight.shape
-        self.padding_idx, like = embedding.padding_idx, embedding.weight.device
-        size = (self.num_embeddings, -(-self.embedding_dim // 8))
-        self.register_buffer("weight", torch.empty(size, dtype=torch.uint8, device=like))
-        self.register_buffer("weight_scale", torch.empty(self.num_embeddings, device=like))
-        if not embedding.weight.is_meta:
-            signs, scale = weight_forward(embedding.weight.detach(), None, True)
-            self.weight, self.weight_scale = pack_bits(signs > 0), scale[:, 0].clone()
+        self.padding_idx = embedding.padding_idx
+        signs, scale = weight_forward(embedding.weight.detach(), None, True)
+        self.register_buffer("weight", pack_bits(signs > 0))
+        self.register_buffer("weight_scale", scale[:, 0].clone())
 
     def forward(self, ids: Tensor) -> Tensor:
         check_input(self.weight_scale)

@@ -48,9 +48,6 @@ class SignBinarizer(Binarizer):
         channels, bits, signed: see `Binarizer`; bits is 1 or 32. The signed set is {-1, +1}, the unsigned one {0, 1}.
     """
 
-    def __init__(self, channels: int | None, bits: int = 1, signed: bool = True, device=None, dtype=None):
-        super().__init__(channels, bits, signed)
-
     @property
     def takes_scores(self) -> bool:
         """In the place of the attention's probabilities it wants masked scores, without a softmax."""
