@@ -86,7 +86,8 @@ def augment(
         "program": PROGRAM,
     }
     folder = Path(output or Path("runs") / f"augment-{task.name}-{_digest(config)[:8]}")
-    record = _finished(folder, task, config)
+    done = files.read_json(folder / files.CONFIG) == config and (folder / task.folder / TABLE).is_file()
+    record = files.read_json(folder / task.folder / RECORD) if done else None
     if record is None:
         job = _job(task, rows, nearest, settings, model, report)
         with files.claim(folder, config):
@@ -187,10 +188,3 @@ def _line(task: Task, number: int, texts, label) -> str:
         label = task.label_names[label]
     fields = (number, label, "", *texts) if task.name == "cola" else (number, *texts, label)
     return "\t".join(map(str, fields)) + "\n"
-
-
-def _finished(folder: Path, task: Task, config: dict) -> dict | None:
-    """The record in the folder, if it holds exactly this table."""
-    if files.read_json(folder / files.CONFIG) != config or not (folder / task.folder / TABLE).is_file():
-        return None
-    return files.read_json(folder / task.folder / RECORD)

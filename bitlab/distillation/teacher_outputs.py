@@ -44,25 +44,19 @@ def keys(batch: Batch) -> list[bytes]:
     return found
 
 
-class NamingCollator:
-    """A collator's batches, with the places of their examples under `PLACES` if the answers to all of them are kept.
+def with_places(collate: Callable, places: dict[bytes, int], rows: list[dict]) -> Batch:
+    """A collator's batch of rows, with their places among the answers under `PLACES` if those to all of them are kept.
 
     It runs where batches are made, so that nothing has to be fetched back from a GPU.
 
     Args:
-        collate: the collator.
         places: of the examples that have an answer, by `keys`.
     """
-
-    def __init__(self, collate: Callable, places: dict[bytes, int]):
-        self.collate, self.places = collate, places
-
-    def __call__(self, rows: list[dict]) -> Batch:
-        batch = self.collate(rows)
-        found = [self.places.get(key) for key in keys(batch)]
-        if None not in found:
-            batch[PLACES] = torch.tensor(found)
-        return batch
+    batch = collate(rows)
+    found = [places.get(key) for key in keys(batch)]
+    if None not in found:
+        batch[PLACES] = torch.tensor(found)
+    return batch
 
 
 class KeptOutputs:

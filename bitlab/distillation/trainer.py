@@ -30,14 +30,7 @@ from bitlab.distillation.checks import (
 from bitlab.distillation.losses import distillation_loss
 from bitlab.distillation.optim import AdamWithoutCorrection, ClippingAdamW, parameter_groups, sparse_rows
 from bitlab.distillation.sampling import LONG_STRETCH, BucketSampler
-from bitlab.distillation.teacher_outputs import (
-    MEMORY,
-    PLACES,
-    KeptOutputs,
-    NamingCollator,
-    kept_outputs,
-    padding_mask,
-)
+from bitlab.distillation.teacher_outputs import MEMORY, PLACES, KeptOutputs, kept_outputs, padding_mask, with_places
 from bitlab.encoders import collect_attention, layers
 from bitlab.errors import BitlabError
 from bitlab.layers import ElasticBinarizer
@@ -188,7 +181,7 @@ class DistillationTrainer(Trainer):
     def get_train_dataloader(self):
         collate = self.data_collator
         if kept := self._kept_outputs():
-            self.said, self.data_collator = kept, NamingCollator(collate, kept[0].places)
+            self.said, self.data_collator = kept, partial(with_places, collate, kept[0].places)
         loader = super().get_train_dataloader()
         self.data_collator = collate
         return loader

@@ -10,11 +10,11 @@ class Phase:
     """One training within a stage, with an optimizer of its own.
 
     Args:
-        loss: what the student learns from.
+        loss: what the student learns from; None: the labels.
         rate: factor on the stage's learning rate.
     """
 
-    loss: DistillationConfig
+    loss: DistillationConfig | None
     rate: float = 1.0
 
 

@@ -41,6 +41,7 @@ from bitlab.experiments.folder import (
 )
 from bitlab.experiments.general import start_from
 from bitlab.experiments.prepared import Prepared, prepare
+from bitlab.experiments.recipes import Phase
 from bitlab.experiments.schedule import ARROW, FULL
 from bitlab.experiments.stage import Trained, predict, save_stage, set_dropout, train_stage
 from bitlab.models import load_model, load_tokenizer, weights_digest
@@ -225,14 +226,10 @@ class _Stages:
         experiment, data = self.experiment, self.data
         settings, teachers = experiment.settings(precision), self._teachers(precision)
         rows = data.augmented if teachers and data.augmented is not None else data.train
-        phases = experiment.phases() if teachers else (None,)
+        phases = experiment.phases() if teachers else (Phase(None),)  # from the labels
         whole = Trained([], 0, 0.0)
         for number, phase in enumerate(phases):
-            options, rate, last = {}, 1.0, number == len(phases) - 1
-            if phase:
-                options = {"distillation": phase.loss, "released_optimizer": experiment.recipe.released}
-                rate = phase.rate
-            share = settings.share(number, len(phases), rate)
+            last, share = number == len(phases) - 1, settings.share(number, len(phases), phase.rate)
             trained = train_stage(
                 model,
                 teachers,
@@ -246,7 +243,8 @@ class _Stages:
                 watched=data if experiment.selection != "last" and last else None,
                 keeps_best=experiment.selection == "best",
                 report=self.report,
-                **options,
+                distillation=phase.loss,
+                released_optimizer=bool(teachers) and experiment.recipe.released,
             )
             log = whole.log + [entry | {"step": entry["step"] + whole.steps} for entry in trained.log]
             whole = Trained(log, whole.steps + trained.steps, whole.earlier + trained.earlier)

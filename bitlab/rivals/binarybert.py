@@ -201,9 +201,9 @@ class _Splits:
 
 
 class SplitLinear(_Splits, BinaryLinear):
-    """A linear layer of BinaryBERT: ternary at `weight_bits=2`; at 1 the sum of two binary layers, itself and `twin`.
+    """A linear layer of BinaryBERT. `twin` quantizes an input of its own; both have half the bias.
 
-    Each of the two quantizes its own input and has half the bias. Args and shapes: as of `BinaryLinear`.
+    Args and shapes: as of `BinaryLinear`.
     """
 
     binarizer = BinaryBertBinarizer
@@ -215,7 +215,7 @@ class SplitLinear(_Splits, BinaryLinear):
 
 
 class SplitEmbedding(_Splits, BinaryEmbedding):
-    """The word embedding of BinaryBERT, row by row: ternary at `weight_bits=2`, at 1 the sum of itself and `twin`."""
+    """The word embedding of BinaryBERT, each row by itself."""
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = _quantized(nn.Embedding.forward(self, ids), self.weight_bits, per_row=True)
