@@ -83,24 +83,22 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Rows:
         try:
             header = next(reader, None) or []
             _check_header(str(path), header, columns)
-            at = [header.index(column) for column in columns]
-            values, places = [], []
-            for fields in reader:
-                place = f"line {reader.line_num}"
-                if not fields:
-                    continue
+            found, places = {column: [] for column in columns}, []
+            for fields in filter(None, reader):  # an empty line is no row
                 if len(fields) != len(header):
                     problem = f"{len(fields)} columns, expected the header's {len(header)}"
-                    raise BitlabError(f"{path}, {place}: {problem}: {QUOTING}")
-                values.append([fields[i] for i in at])
-                places.append(place)
+                    raise BitlabError(f"{path}, line {reader.line_num}: {problem}: {QUOTING}")
+                row = dict(zip(header, fields))
+                for column, values in found.items():
+                    values.append(row[column])
+                places.append(f"line {reader.line_num}")
         except csv.Error as error:
             raise BitlabError(f"{path}, line {reader.line_num}: {error}: {QUOTING}") from error
-    return Rows(str(path), _transposed(values, columns), places)
+    return Rows(str(path), found, places)
 
 
 def _read_json_lines(path: Path, columns: Sequence[str]) -> Rows:
-    values, places = [], []
+    found, places = {column: [] for column in columns}, []
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -110,13 +108,10 @@ def _read_json_lines(path: Path, columns: Sequence[str]) -> Rows:
                 if not isinstance(row, dict):
                     raise ValueError(f"it holds {type(row).__name__}, expected an object")
             _check_header(f"{path}, line {number}", list(row), columns)
-            values.append([row[column] for column in columns])
+            for column, values in found.items():
+                values.append(row[column])
             places.append(f"line {number}")
-    return Rows(str(path), _transposed(values, columns), places)
-
-
-def _transposed(values: list[list], columns: Sequence[str]) -> dict[str, list]:
-    return {column: [row[i] for row in values] for i, column in enumerate(columns)}
+    return Rows(str(path), found, places)
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Rows:

@@ -10,13 +10,11 @@ from bitlab.data.glue import layout
 from bitlab.data.metrics import predicted
 from bitlab.data.tasks import Task
 
-SECOND = "mismatched"
-
 
 def file_name(task: Task, split: str) -> str:
     """The leaderboard's name of a split's file: "RTE.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"."""
     if task.name == "mnli":
-        return "MNLI-mm.tsv" if split.endswith(SECOND) else "MNLI-m.tsv"
+        return "MNLI-mm.tsv" if split.endswith("mismatched") else "MNLI-m.tsv"
     return f"{task.folder}.tsv"
 
 
