@@ -29,14 +29,14 @@ def soft_cross_entropy(
 
     Args:
         student, teacher: logits (..., classes).
-        mask: (...), the examples (or tokens) that count; all if None.
+        mask: (..., 1), the examples (or tokens) that count; all if None.
         per_element: also average over the classes, as the released program does (a factor 1 / classes).
 
     Returns:
         0-d tensor.
     """
     log_p = F.log_softmax(student / temperature, dim=-1)
-    loss = -(F.softmax(teacher / temperature, dim=-1) * log_p).sum(-1)
+    loss = -(F.softmax(teacher / temperature, dim=-1) * log_p).sum(-1, keepdim=True)
     return masked_mean(loss, mask) * temperature**2 / (student.shape[-1] if per_element else 1)
 
 
@@ -58,11 +58,6 @@ def soft_binary_cross_entropy(
     p = torch.sigmoid(teacher / temperature)
     loss = F.binary_cross_entropy_with_logits(student / temperature, p, reduction="none")
     return masked_mean(loss, mask) * temperature**2
-
-
-def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of `(student - teacher)^2` over the elements that `mask`, broadcast to them, selects; all if None."""
-    return masked_mean((student - teacher).square(), mask)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -189,12 +184,11 @@ def _logit_loss(student: ModelOutput, teacher: ModelOutput, mask: Tensor, config
         elif s.dim() == 3 and not config.count_padding:  # one decision a token
             real = mask.to(s.dtype)[..., None]
         if problem == REGRESSION and not config.soft_regression:
-            loss = masked_mse(s, t, real)  # numbers are no distribution
+            loss = masked_mean((s - t).square(), real)  # numbers are no distribution
         elif problem == MULTI_LABEL:
             loss = soft_binary_cross_entropy(s, t, config.temperature, real)
         else:
-            per_token = None if real is None else real[..., 0]
-            loss = soft_cross_entropy(s, t, config.temperature, per_token, config.per_element)
+            loss = soft_cross_entropy(s, t, config.temperature, real, config.per_element)
         losses.append(_share(real) * loss)
     return sum(losses) / len(losses)
 
@@ -202,8 +196,10 @@ def _logit_loss(student: ModelOutput, teacher: ModelOutput, mask: Tensor, config
 def _layer_loss(what: str, student, teacher, mask: Tensor | None, relative: bool = False) -> Tensor:
     """The sum over the layers of mean squared errors; `relative`: of each, over the variance of the teacher's."""
     _check_same(what, student, teacher)
-    pairs = zip(student, teacher, strict=True)
-    return _share(mask) * sum(masked_mse(s, t, mask) / (variance(t, mask) if relative else 1) for s, t in pairs)
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        losses.append(masked_mean((s - t).square(), mask) / (variance(t, mask) if relative else 1))
+    return _share(mask) * sum(losses)
 
 
 def _check_same(what: str, student, teacher) -> None:
