@@ -33,17 +33,17 @@ def threshold(linear: PackedLinear, binarizer, turns: Tensor) -> Callable[[int],
     def draw(channel: int) -> Axes:
         turn = int(turns[channel])
         middle = min(max(turn, 24 - linear.in_features), linear.in_features - 24)
-        dots = torch.arange(middle - 24, middle + 25)
+        dots = torch.arange(middle - 24, middle + 25, 2)  # the sums that there are
         y = (linear.bias[channel] + linear.scale() * dots).detach()
         beta = float(binarizer.beta[channel].detach())
         _, ax = plt.subplots(figsize=(5.4, 2.7))
-        ax.plot(dots, y, **LOOK["latent"], label="bias + scale · dot")
+        ax.plot(dots, y, **LOOK["latent"], label="bias + scale · sum")
         faces = [COLORS["binary"] if dot >= turn else "white" for dot in dots]
         ax.scatter(dots, y, s=14, c=faces, edgecolors=INK, linewidths=0.6, zorder=3)
         ax.axhline(beta, color=INK, linestyle=MARKS["beta"], linewidth=1, label="beta")
         if abs(turn) <= linear.in_features:
-            ax.axvline(turn - 0.5, **LOOK["binary"], label=f"bit = 1 from dot = {turn} on")
-        ax.set(xlabel="dot product (an integer)", ylabel="value before the sign", title=f"query channel {channel}")
+            ax.axvline(turn - 1, **LOOK["binary"], label=f"bit = 1 from sum = {turn} on")
+        ax.set(xlabel="sum of signs (an integer)", ylabel="value before the sign", title=f"query channel {channel}")
         ax.legend(fontsize=8, loc="upper left")
         ax.figure.set_label(f"Query channel {channel}: a line that crosses beta; the bit is 1 from {turn} on.")
         return ax
@@ -131,14 +131,18 @@ def roofline(
     for (name, limit), line in zip(limits.items(), ("-.", ":", "-")):
         ax.plot(reach, np.minimum(reach * bandwidth, limit) / 1e9, color="#999999", linestyle=line, linewidth=1.3)
         ax.text(reach[-1], limit / 1e9 * 1.12, f"{name}, in registers", ha="right", fontsize=8, color="#555555")
-    ax.text(0.4, 0.11 * bandwidth / 1e9, f"reading\n{bandwidth / 1e9:.0f} GB a second", fontsize=8, color="#555555")
+    told_limits = {0.35: f"waits for memory,\n{bandwidth / 1e9:.0f} GB a second", 150: "waits for arithmetic"}
+    for place, text in told_limits.items():
+        ax.text(place, 0.11 * bandwidth / 1e9, text, fontsize=8, color="#555555", style="italic")
     for name, measured in points.items():
         role, marker = looks[name]
         xs, ys = [p[1] for p in measured], [p[2] / 1e9 for p in measured]
         look = {"marker": marker, "color": COLORS[role], "markeredgecolor": INK, "markersize": 7}
         ax.plot(xs, ys, linestyle="-", linewidth=0.8, label=name, **look)
         for (tokens, _, _), x, y in zip(measured, xs, ys):
-            ax.annotate(str(tokens), (x, y), (6, -9), textcoords="offset points", fontsize=7.5)
+            left = name == "bitlab"  # its points lie beside the C loop's
+            look = {"xytext": (-7, 3), "ha": "right"} if left else {"xytext": (6, -9)}
+            ax.annotate(str(tokens), (x, y), textcoords="offset points", fontsize=7.5, **look)
     ax.set(xscale="log", yscale="log", xlim=reach[[0, -1]])
     ax.set_xlabel("multiply-adds for each byte that is read or written (log)")
     ax.set_ylabel("billion multiply-adds\na second (log)")
@@ -229,17 +233,29 @@ def fastest(
     return {name: 1e3 * time for name, time in times.items()}, engine, title.split(",")[0]
 
 
-def trade(score: Mapping[str, float], mib: Mapping[str, float], ms: Mapping[str, float], source: str) -> list[Axes]:
+def trade(
+    score: Mapping[str, float],
+    mib: Mapping[str, float],
+    ms: Mapping[str, float],
+    source: str,
+    stored: Mapping[str, Sequence[float]],
+) -> list[Axes]:
     """What one gives for what: score, size and time of some precisions, three panels of bars from zero.
 
     Args:
         score: accuracy, a fraction, by precision. mib, ms: the same names. source: of the times, a short line.
+        stored: scores of all trainings of a precision, a dot each.
     """
     panels = {"accuracy on SST-2 (stored)": score, "MiB": mib, "milliseconds": ms}
     faces = [COLORS["binary"] if name.startswith("W1") else OTHERS for name in score]
     looks = [{"color": face} for face in (COLORS["float"], *faces[1:])]
     axes = side_by_side(panels, looks, figsize=(9.4, 0.9 + 0.36 * len(score)))
+    for place, (name, text) in enumerate(zip(score, axes[0].texts)):
+        others = stored.get(name, [])
+        axes[0].plot(others, [place] * len(others), "o", color="white", markeredgecolor=INK, markersize=4)
+        text.xy = (max([score[name], *others]), place)  # the number stands behind the last dot
     axes[0].axvline(0.509, **GUESSING)
     axes[2].set_xlabel(source.replace("(R)", ""), fontsize=7)
-    axes[0].figure.set_label(f"{axes[0].figure.get_label()} Guessing scores 0.509.")
+    ranges = "; ".join(f"{name} {min(others):.3f} to {max(others):.3f}" for name, others in stored.items())
+    axes[0].figure.set_label(f"{axes[0].figure.get_label()} Guessing scores 0.509. Stored trainings: {ranges}.")
     return axes
