@@ -85,42 +85,29 @@ def scores(found: Mapping[str, Mapping[str, float]], baseline: str, control: str
     return list(axes)
 
 
-def edges(measured: Mapping[str, Mapping], words) -> list[Axes]:
-    """Left: between how many words each model hesitates. Right: both edges right, by the answer's length.
+def edges(percent: Mapping[str, Mapping[str, float]]) -> list[Axes]:
+    """Left: the surest start and end, and both at once. Right: the best pair, with nothing given and with one edge.
 
     Args:
-        measured: name -> "start", "end" (right or not) and "words" (hesitated between), one a window.
-        words: tokens of the true answer, one a window.
+        percent: name -> "start", "end", "both" and the ways to a pair -> percent right; the last name is the control.
     """
-    _, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8))
-    hesitation = {name: float(seen["words"].mean()) for name, seen in measured.items()}
-    bars(hesitation, baseline="teacher", control=[*measured][-1], ylabel="words, mean", ax=left)
-    left.set_title("hesitates between", fontsize=9)
-    lengths = sorted(set(words.tolist()), key=words.tolist().count)[::-1][:4]
-    lengths.sort()
-    both, apart = {}, []
-    for name in [*measured][:2]:
-        edge = {e: [measured[name][e][words == length].float() for length in lengths] for e in ("start", "end")}
-        both[name] = [100 * (start * end).mean().item() for start, end in zip(*edge.values())]
-        apart += [100 * (start.mean() * end.mean()).item() for start, end in zip(*edge.values())]
-    drawn = groups(right, both, ({"color": COLORS["float"]}, {"color": COLORS["binary"]}))
-    centres = [bar.get_x() + bar.get_width() / 2 for each in drawn for bar in each]
-    right.plot(centres, apart, "o", mfc="white", mec=INK, ms=5, label="if they failed apart")
-    right.set_xticks(range(len(lengths)), [f"{n}\n({(words == n).sum()})" for n in lengths], fontsize=7)
-    right.set(ylim=(0, 105), ylabel="both edges right, %", xlabel="tokens of the answer (questions)")
-    right.legend(loc="lower center", ncols=3, fontsize=7, bbox_to_anchor=(0.5, 1.0), columnspacing=0.8)
-    means = told(hesitation, ".1f")
-    left.figure.set_label(f"Words hesitated between, mean: {means}; and both edges right, by the length of the answer.")
-    return [left, right]
-
-
-def print_edges(measured: Mapping[str, Mapping]) -> None:
-    """A line a model: start right, end right, their product, both right, in percent."""
-    print(f"{'right, in percent':18} start   end  product  both")
-    for name, seen in measured.items():
-        start, end = (100 * seen[edge].float().mean().item() for edge in ("start", "end"))
-        both = 100 * (seen["start"] & seen["end"]).float().mean().item()
-        print(f"{name:18} {start:5.1f} {end:5.1f} {start * end / 100:8.1f} {both:5.1f}")
+    own = {name: {**each, "product": each["start"] * each["end"] / 100} for name, each in percent.items()}
+    panels = {"each edge's surest token": ("start", "end", "product", "both")}
+    panels["best pair"] = [of for of in next(iter(own.values())) if of.endswith("given")]
+    _, axes = plt.subplots(1, 2, figsize=(8.4, 3.0), sharey=True, width_ratios=(4, 3))
+    looks = ({"color": COLORS["float"]}, {"color": COLORS["binary"]}, CONTROL)
+    for ax, (title, places) in zip(axes, panels.items()):
+        drawn = groups(ax, {name: [each[of] for of in places] for name, each in own.items()}, looks)
+        for each in drawn:
+            ax.bar_label(each, fmt="%.0f", fontsize=7, padding=1)
+        ax.set_xticks(range(len(places)), places)
+        ax.set(ylim=(0, 108))
+        ax.set_title(title, fontsize=9)
+    axes[0].set_ylabel("right, %")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    sides = ". ".join(f"{name}: {told(each, '.0f')}" for name, each in own.items())
+    axes[0].figure.set_label(f"Percent right of start, end and both, and of the best pair with an edge given. {sides}.")
+    return list(axes)
 
 
 def kept_above_constant(stored, glue, squad) -> dict[str, dict[str, float]]:
