@@ -9,7 +9,7 @@ from datasets import Dataset
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bitlab.course.figures.nb10 import share_kept
+from bitlab.course.figures.budgets import share_kept
 from bitlab.course.figures.parts import groups
 from bitlab.course.plots import COLORS, CONTROL, INK, Page, bars, told
 from bitlab.data.metrics import normalize_answer
