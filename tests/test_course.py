@@ -133,7 +133,7 @@ def test_a_capstone_says_what_is_missing_and_runs_from_end_to_end(monkeypatch, c
 # Yours beside bitlab's
 
 
-def test_unequal_values_gradients_and_parameters_are_found():
+def test_unequal_values_gradients_and_parameters_are_found(capsys):
     x, layer = torch.rand(3, 2) + 0.5, torch.nn.Linear(2, 2)
     with pytest.raises(AssertionError, match="value"):
         course.assert_equal(lambda x: x, lambda x: x + 1, x=x)
@@ -143,6 +143,9 @@ def test_unequal_values_gradients_and_parameters_are_found():
     with pytest.raises(AssertionError, match="gradient of weight"):
         course.assert_equal(Frozen(layer), layer, x=x)
     course.assert_equal(other, layer, x=x)  # what has no gradient of that name is not compared
+    capsys.readouterr()
+    course.assert_equal(torch.sign, lambda x: x.detach().sign(), x=x)  # nor is what has none at all
+    assert "gradient" not in capsys.readouterr().out
     course.assert_equal(lambda x: x * (1 + 1e-6), lambda x: x, tolerance=1e-5, x=x)
 
 
