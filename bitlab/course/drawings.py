@@ -9,6 +9,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from bitlab.course.plots import COLORS, INK
 
 HIGH = 1.15  # of a box
+TO_BITS = {"edgecolor": COLORS["binary"], "linewidth": 2.2}  # the edge of what makes or takes bits
 
 
 def block() -> Axes:
@@ -161,13 +162,13 @@ def arrow(ax: Axes, begin: tuple[float, float], end: tuple[float, float], **look
 
 def _box(ax: Axes, x: float, y: float, text: str, wide: float, bit=False, room="", high=HIGH, ring=False) -> None:
     face = COLORS["binary"] if bit else "white" if ring else "#e6e6e6"
-    box(ax, x, y, text, wide, high, face, **({"edgecolor": COLORS["binary"], "linewidth": 2.2} if ring else {}))
+    box(ax, x, y, text, wide, high, face, **(TO_BITS if ring else {}))
     if room:
         ax.text(x + wide / 2 - 0.1, y + high / 2 + 0.02, room, ha="center", va="center", fontsize=7, **_BADGE)
 
 
 def _binarizer(ax: Axes, x: float, y: float, text: str, room: str = "") -> None:
-    ax.add_patch(Circle((x, y), 0.36, facecolor="white", edgecolor=COLORS["binary"], linewidth=2.2))
+    ax.add_patch(Circle((x, y), 0.36, facecolor="white", **TO_BITS))
     ax.text(x, y, text, ha="center", va="center", fontsize=7.5)
     if room:
         ax.text(x + 0.3, y + 0.55, room, ha="center", va="center", fontsize=7, **_BADGE)

@@ -122,7 +122,7 @@ def beside(chosen: Mapping[str, Mapping[str, Cell]], published: pd.DataFrame) ->
         "MiniLM, the teacher": [f"{mean(cell.full):.1f}" for cell in ends.values()],
     }
     lines |= {path: [_number(cells.get(path)) for cells in chosen.values()] for path in PATHS}
-    kept = {column: 100 - lost for column, lost in share_lost({c: ends[c] for c in chosen}).items()}
+    kept = {column: 100 - lost for column, lost in share_lost(ends).items()}
     lines["W1A1 keeps, %"] = [f"{kept[column]:.0f}" if column in kept else "" for column in chosen]
     lines[IN_PRINT] = [f"{printed[0][column]:.1f}" for column in chosen]
     lines |= {f"{row['schedule']}, {row['method']}": [f"{row[c]:.1f}" for c in chosen] for row in printed[1:]}

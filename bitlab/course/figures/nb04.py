@@ -9,11 +9,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitlab.course.drawings import arrow, box
+from bitlab.course.drawings import TO_BITS, arrow, box
 from bitlab.course.plots import BESIDE, COLORS, INK, LOOK, MARKS, TWO, heatmap, told
 from bitlab.course.probes import record
-
-TO_BITS = {"edgecolor": COLORS["binary"], "linewidth": 2.2}  # the edge of what makes bits, as on the map
 
 
 def flow() -> Axes:
