@@ -119,6 +119,25 @@ def test_independent_of_padding_batch_and_threads():
 
 
 @pytest.mark.parametrize("kernel", backends.COMPILED)
+def test_padding_is_left_out(kernel):
+    """Every token as the float model has it, 0 behind the sentences; a row without any token counts as full."""
+    if kernel not in backends.available():
+        pytest.skip("not on this processor")
+    model = binary(max_position_embeddings=40)
+    many = batch(size=64, length=37)
+    ends = torch.arange(64) * 7 % 38
+    many["attention_mask"] = (torch.arange(37) < ends[:, None]).long()
+    tokens = many["attention_mask"].bool() | (ends == 0)[:, None]
+    (expected,) = outputs(model.base_model, **many)[:1]
+    packed = pack(model).base_model
+    for threads in (1, 2):
+        with backends.use(kernel), torch_threads(threads):
+            (found,) = outputs(packed, **many)[:1]
+        equal([found[tokens]], [expected[tokens]])
+        assert (found[:, 20:][~tokens[:, 20:] & (ends < 20)[:, None]] == 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("kernel", backends.COMPILED)
 def test_threads_that_share_the_examples_find_the_same(kernel):
     """Groups of 42 examples: two threads and three, 130 examples long, have one each and more."""
     if kernel not in backends.available():

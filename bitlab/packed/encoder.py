@@ -4,8 +4,11 @@ A binary layer of BERT, RoBERTa, ELECTRA or DistilBERT keeps its class, modules 
 front of its own, and in front of its encoder's, which goes through all layers in one call of the kernel. The kernel
 is told where today's tensors lie: nothing is derived from them and kept, so a change of any is seen by the next call.
 
+Padding behind the sentences of a large batch is not computed: a whole encoder takes sentences of like length together
+and leaves 0 where a sentence has no more tokens, as attention on unpadded tokens does in transformers.
+
 Where that forward does not apply (no compiler, training, an attention output that somebody asks for, a hook on a
-module inside) the module's own runs, on packed weights, with the same results.
+module inside) the module's own runs, on packed weights, with the same results for all tokens.
 """
 
 import functools
@@ -20,6 +23,9 @@ from bitlab.encoders import LayerParts, layer_parts
 from bitlab.layers import ElasticBinarizer
 from bitlab.packed import backends
 from bitlab.packed.layers import PackedLinear, Source, check_input, point
+
+TOGETHER = 128  # tokens that the kernel takes through all layers at a time, its GROUP
+MASKED, COUNTS = -1e30, -1e4  # scores below the first have a probability of exactly 0, if one is above the second
 
 
 def fusable(layer: nn.Module) -> LayerParts | None:
@@ -71,7 +77,7 @@ class Sources:
 
     def __init__(self, layers: list[nn.Module], whole: bool):
         found = [fusable(layer) for layer in layers]
-        self.layers, self.first, self.count = layers, found[0], len(found)
+        self.layers, self.first, self.count, self.whole = layers, found[0], len(found), whole
         self.alike = all(sizes_of(parts) == sizes_of(self.first) for parts in found)
         everything = [module for layer in layers for module in layer.modules()]
         passed = [module for module in everything if whole or module not in layers]  # whose forward is not called
@@ -115,15 +121,55 @@ def run(sources: Sources, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     mask = additive(mask, (batch, layer["heads"], length, length))
     if found is None or mask is False or width != layer["width"]:
         return None
-    x = hidden.detach().clone(memory_format=torch.contiguous_format)
-    sizes = kernel.sizes(bits, batch * length, batch=batch, length=length, **layer)
-    sizes.mask_example, sizes.mask_head, sizes.mask_query = (0, 0, 0) if mask is None else mask.stride()[:3]
     pointers, _held = found
-    return x if kernel.encoder(pointers, sources.count, sizes, x, mask) else None
+
+    def encode(x: Tensor, mask: Tensor | None) -> bool:
+        sizes = kernel.sizes(bits, x.shape[0] * x.shape[1], batch=x.shape[0], length=x.shape[1], **layer)
+        sizes.mask_example, sizes.mask_head, sizes.mask_query = (0, 0, 0) if mask is None else mask.stride()[:3]
+        return kernel.encoder(pointers, sources.count, sizes, x, mask)
+
+    parts = alike(mask) if sources.whole else []
+    if len(parts) < 2:
+        x = hidden.detach().clone(memory_format=torch.contiguous_format)
+        return x if encode(x, mask) else None
+    out = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
+    for rows, longest in parts:
+        x = hidden[rows, :longest].contiguous()
+        if not encode(x, mask[rows, :, :longest, :longest]):
+            return None
+        out[rows, :longest] = x
+    return out
+
+
+def alike(mask: Tensor | None) -> list[tuple[Tensor, int]]:
+    """Sentences of like length in a batch with padding behind them: (rows, length of the longest), longest first.
+
+    Each part has about the tokens that the kernel takes at a time. [] where there is hardly any such padding.
+    """
+    if mask is None or mask.stride(1) or mask.stride(2):  # a mask for each head or query
+        return []
+    keys = mask[:, 0, 0]
+    count, length = keys.shape
+    ends = length - (keys >= MASKED).to(torch.int8).flip(1).argmax(1)  # where all keys are masked, all tokens count
+    ends[keys.gather(1, ends[:, None] - 1)[:, 0] < COUNTS] = length
+    ends.clamp_(min=min(length, backends.softmax_lanes()))  # a shorter softmax adds in another order
+    if ends.sum() > 0.9 * keys.numel():  # hardly any padding
+        return []
+    lengths, order = ends.sort(descending=True, stable=True)
+    parts, done = [], 0
+    while done < count:
+        longest = int(lengths[done])
+        most = max(1, TOGETHER // longest) * torch.get_num_threads()
+        parts.append((order[done : done + most], longest))
+        done += most
+    return parts
 
 
 def additive(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | bool | None:
-    """A mask as scores would be added to it: floats of this shape, keys side by side. False if it is none."""
+    """A mask as scores would be added to it: floats of this shape, keys side by side. False if it is none.
+
+    transformers repeats a row of keys for every query; what is the same for all has a stride of 0 here.
+    """
     if mask is None:
         return None
     if type(mask) is not Tensor or mask.dtype in (torch.float64, torch.complex64) or mask.device.type != "cpu":
@@ -132,6 +178,9 @@ def additive(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | bool | Non
         mask = mask.detach().to(torch.float32).expand(shape)
     except RuntimeError:
         return False
+    heads = mask[:, : 1 if mask.stride(1) == 0 else None]
+    if mask.stride(2) and torch.equal(heads[:, :, 1:], heads[:, :, :-1]):
+        mask = mask[:, :, :1].expand(shape)
     return mask if mask.stride(-1) == 1 or shape[-1] == 1 else mask.contiguous()
 
 
