@@ -157,6 +157,11 @@ def test_terms_without_weight_are_left_out_and_one_has_to_be_there():
         terms(output(1), output(2), "class", DistillationConfig(logits=0.0, hidden=0.0))
 
 
+def test_a_hard_term_without_labels_is_refused():
+    with pytest.raises(BitlabError, match="needs labels: give a data set"):
+        terms(output(1), output(2), "class", DistillationConfig(hard=1.0))
+
+
 def test_a_regression_learns_nothing_as_released():
     """The soft cross-entropy over one logit is zero whatever the logit is, and so is its gradient."""
     student = output(1, "number")
