@@ -202,22 +202,23 @@ def blame(scores: Mapping[str, float], chance: float) -> Axes:
     return ax
 
 
-def readers(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Callable[[str], Axes]:
-    """A picture for a sentence: how positive each model finds it. The first model is the float one."""
+def readers(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[Axes]]:
+    """A picture for two sentences: how positive each model finds them. The first model is the float one."""
 
     @torch.no_grad()
-    def read(sentence: str) -> Axes:
-        tokens = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=64)
-        _, ax = plt.subplots(figsize=(6, 1.9))
-        for place, model in enumerate(models.values()):
-            positive = model.eval()(**tokens.to(model.device)).logits.softmax(-1)[0, 1].item()
-            ax.barh(place, positive - 0.5, left=0.5, color=COLORS["binary" if place else "float"], edgecolor=INK)
-        ax.axvline(0.5, color=INK, linewidth=0.8)
-        ax.set_yticks(range(len(models)), [" ".join(name.split()) for name in models])
-        ax.set(xlim=(0, 1), xlabel="probability of a positive sentence")
-        ax.set_title(tokenizer.decode(tokens["input_ids"][0, 1:-1])[:56] or "(nothing)", parse_math=False)
-        ax.invert_yaxis()
-        ax.figure.set_label("How positive each model finds the sentence, as bars to the left or right of one half.")
-        return ax
+    def read(sentence: str, another: str) -> list[Axes]:
+        figure, axes = plt.subplots(2, 1, figsize=(6, 3.6), sharex=True)
+        for ax, text in zip(axes, (sentence, another)):
+            tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=64)
+            for place, model in enumerate(models.values()):
+                positive = model.eval()(**tokens.to(model.device)).logits.softmax(-1)[0, 1].item()
+                ax.barh(place, positive - 0.5, left=0.5, color=COLORS["binary" if place else "float"], edgecolor=INK)
+            ax.axvline(0.5, color=INK, linewidth=0.8)
+            ax.set_yticks(range(len(models)), list(models))
+            ax.set_title(tokenizer.decode(tokens["input_ids"][0, 1:-1])[:56] or "(nothing)", parse_math=False)
+            ax.invert_yaxis()
+        axes[1].set(xlim=(0, 1), xlabel="probability of a positive sentence")
+        figure.set_label("How positive each model finds two sentences, as bars to the left or right of one half.")
+        return list(axes)
 
     return read
