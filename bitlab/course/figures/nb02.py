@@ -1,6 +1,6 @@
 """The pictures of notebook 02, two-set binarization."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from matplotlib import pyplot as plt
@@ -10,7 +10,7 @@ from torch import Tensor
 from bitlab.binarizers import elastic
 from bitlab.course import plots
 from bitlab.course.figures.nb01 import attention_row
-from bitlab.course.figures.parts import groups
+from bitlab.course.figures.parts import groups, seeds
 from bitlab.course.plots import COLORS, INK, LOOK
 
 __all__ = ["attention_row", "error_curves", "errors", "histograms", "sets_compared", "tensor_and_error"]
@@ -84,12 +84,24 @@ def errors(found: Mapping[str, Mapping[str, float]]) -> Axes:
     return ax
 
 
-def sets_compared(accuracy: Mapping[str, float], chance: float) -> Axes:
-    """What a model still knows whose probabilities became bits; the first score is the float model's."""
-    _, ax = plt.subplots(figsize=(6.2, 2.7))
-    plots.bars(accuracy, baseline=next(iter(accuracy)), chance=chance, ax=ax)
-    ax.patches[1].set(**SIGNS)  # as above
-    ax.figure.set_label(f"Dev accuracy with the probabilities in one bit: {plots.told(accuracy)}.")
+def sets_compared(live: Mapping[str, float], stored: Mapping[str, Sequence[float]], chance: float) -> Axes:
+    """What a model still knows whose probabilities became bits: means over teachers, dots stored, diamonds live.
+
+    Args:
+        live: name -> score; the first is the float model's.
+        stored: the same names -> scores of other teachers, or empty.
+        chance: the score of guessing.
+    """
+    _, ax = plt.subplots(figsize=(7.4, 2.9))
+    found = {name: [*stored.get(name, ()), score] for name, score in live.items()}
+    looks = [{"color": COLORS["binary"]} for _ in found]
+    looks[0], looks[1:3], looks[-1] = {"color": COLORS["float"]}, (SIGNS, SIGNS), plots.CONTROL
+    seeds(ax, found, looks)
+    ax.plot(range(len(live)), list(live.values()), label="your teacher", **plots.DIAMOND)
+    ax.axhline(chance, label="chance", **plots.GUESSING)
+    ax.set(ylabel="dev accuracy", ylim=(0, 1.1))
+    ax.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.2), title="")
+    ax.figure.set_label(f"Dev accuracy with the probabilities in one bit, means over teachers: {plots.told(found)}.")
     return ax
 
 
