@@ -88,19 +88,25 @@ def walks(paths: Mapping[str, Mapping[float, Sequence[float]]], best: Mapping[st
     return list(axes)
 
 
+HALVES = ("heights a tenth, fixed", "fence a tenth, fixed")  # what the control does at once, stored
+
+
 def arms(live: Mapping[str, float], stored: Mapping[str, Mapping[str, Sequence[float]]], chance: float) -> list[Axes]:
     """Trainings whose scales learn or do not: bars are means over seeds, dots stored seeds, diamonds live.
 
     Args:
-        live: name -> score; the one called control is hatched.
-        stored: "120 steps" (the live ones' names) and "360 steps" (others) -> name -> scores of seeds, or empty.
+        live: name -> score; the one called control is hatched, and so are its `HALVES`.
+        stored: "120 steps" (the live ones' names and `HALVES`) and "360 steps" (others) -> name -> scores of seeds, or
+            empty.
         chance: the score of guessing.
     """
-    late = stored.get("360 steps", {})
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.0), sharey=True, width_ratios=(len(live), max(1, len(late))))
-    early = {name: [*stored.get("120 steps", {}).get(name, ()), score] for name, score in live.items()}
+    soon, late = stored.get("120 steps", {}), stored.get("360 steps", {})
+    early = {name: [*soon.get(name, ()), score] for name, score in live.items()}
+    early |= {name: soon[name] for name in HALVES if name in soon}
+    figure, axes = plt.subplots(1, 2, figsize=(9.8, 3.1), sharey=True, width_ratios=(len(early), max(1, len(late))))
     for ax, side in zip(axes, (early, late)):
-        looks = [plots.CONTROL if "control" in name else {"color": COLORS["binary"]} for name in side]
+        controls = [name for name in side if "control" in name or name in HALVES]
+        looks = [plots.CONTROL if name in controls else {"color": COLORS["binary"]} for name in side]
         seeds(ax, side, looks)
         ax.axhline(chance, label="chance", **plots.GUESSING)
         ax.set_ylim(0, 1.15)
@@ -141,7 +147,7 @@ def watched(
     for (name, history), look in zip(alphas.items(), looks):
         axes[0].plot(steps, history.flatten(), **look, label=readable(name).removeprefix("layer 0 "))
     axes[0].axhline(1, color=INK, linewidth=0.8, linestyle=plots.MARKS["alpha"])
-    axes[0].set(yscale="log", ylim=(0.05, 30), ylabel="alpha / good start", title="scales")
+    axes[0].set(yscale="log", ylim=(0.05, 8), ylabel="alpha / good start", title="scales")
     axes[0].legend(loc="upper left", ncols=2, fontsize=7, columnspacing=0.8)
     far = (thresholds[-1] - thresholds[0]).abs().topk(5).indices
     axes[1].plot(steps, thresholds[:, far], color=COLORS["latent"], linestyle="-", linewidth=1.1)
