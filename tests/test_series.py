@@ -24,7 +24,7 @@ SPINE = {
     "08": ("dot", "words", "fold", "c-loop"),
     "09": ("rounding", "splitting", "bi-attention", "rewriting"),
     "10": ("metrics",),
-    "11": ("windows", "span-loss", "n-best"),
+    "11": ("windows", "span-loss", "span-loop", "n-best"),
 }
 LINES = [(number, name) for number, names in SPINE.items() for name in names]
 

@@ -14,7 +14,7 @@ from bitlab.course.figures.parts import groups
 from bitlab.course.plots import COLORS, CONTROL, INK, Page, bars, told
 from bitlab.data.metrics import normalize_answer
 from bitlab.data.squad import Windows, encode_windows
-from bitlab.results import CONSTANT, GLUE
+from bitlab.results import CONSTANT
 
 TABLE = '<table style="text-align:left;font-size:90%;width:100%"><tr>{}</tr></table>'
 CELL = '<td style="width:50%;vertical-align:top;text-align:left">{}</td>'
@@ -110,40 +110,30 @@ def edges(percent: Mapping[str, Mapping[str, float]]) -> list[Axes]:
     return list(axes)
 
 
-def kept_above_constant(stored, glue, squad) -> dict[str, dict[str, float]]:
-    """Of what full precision has above the constant answer, the share that W1A1 keeps: in print, and of our runs.
+def kept_above_constant(glue, squad) -> dict[str, float]:
+    """Of what full precision has above the constant answer, the percent that BiT keeps at W1A1, in print.
 
     Args:
-        stored: as of `bitlab.results.load`. glue, squad: as of `bitlab.results.published`.
+        glue, squad: as of `bitlab.results.published`.
     """
-    runs = stored[stored.name.str.fullmatch(r".*-bit-minilm-W1A1-relative-seed0")]
-    papers, ours = {}, {}
+    printed = []
     for bits, method in (("W32A32", "full precision"), ("W1A1", "BiT")):
         rows = [table[(table.precision == bits) & (table.method == method)].iloc[-1] for table in (glue, squad)]
-        papers[bits] = rows[0].to_dict() | rows[1].add_prefix("SQuAD ").to_dict()
-        by_task = runs[runs.precision == bits].set_index("task")
-        ours[bits] = {title: 100 * by_task.score[GLUE[title][0]] for title in ("SST-2", "STS-B", "CoLA")}
-        ours[bits] |= {"SQuAD F1": 100 * by_task.f1["squad"], "SQuAD EM": 100 * by_task.exact_match["squad"]}
-
-    def share(of: Mapping, title: str) -> float:
-        return share_kept(of["W1A1"][title], of["W32A32"][title], CONSTANT.get(title, 0.0))
-
-    sides = {"published": papers, "stored": ours}
-    return {name: {title: share(of, title) for title in ours["W1A1"]} for name, of in sides.items()}
+        printed.append(rows[0].to_dict() | rows[1].add_prefix("SQuAD ").to_dict())
+    full, binary = printed
+    titles = ("SST-2", "STS-B", "CoLA", "SQuAD F1", "SQuAD EM")
+    return {title: share_kept(binary[title], full[title], CONSTANT.get(title, 0.0)) for title in titles}
 
 
-def kept(shares: Mapping[str, Mapping[str, float]]) -> list[Axes]:
-    """What `kept_above_constant` found: published and stored in panels of their own."""
-    titles = {"published": "published: BiT, BERT-base", "stored": "stored: MiniLM, short trainings"}
-    _, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
-    for ax, (name, found) in zip(axes, shares.items()):
-        bars(found, ylabel="kept above constant, %", ax=ax)
-        ax.set(ylim=(0, 112))
-        ax.set_title(titles[name], fontsize=9)
-    axes[1].set_ylabel("")
-    sides = ". ".join(f"{name}: {told(found, '.0f')}" for name, found in shares.items())
-    axes[0].figure.set_label(f"Of what full precision has above the constant answer, W1A1 keeps in percent. {sides}.")
-    return list(axes)
+def kept(shares: Mapping[str, float]) -> Axes:
+    """What `kept_above_constant` found, a bar a task."""
+    _, ax = plt.subplots(figsize=(4.6, 2.6))
+    bars(shares, ylabel="kept above constant, %", ax=ax)
+    ax.set(ylim=(0, 112))
+    ax.figure.set_label(
+        f"Of what full precision has above the constant answer, W1A1 keeps in percent: {told(shares, '.0f')}."
+    )
+    return ax
 
 
 def marked(row: Mapping, answer: str, known: bool = True) -> tuple[str, str]:
