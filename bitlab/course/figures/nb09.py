@@ -74,16 +74,20 @@ def stored_losses() -> dict[str, list[float]]:
 
 
 def losses(
-    live: Mapping[str, Sequence[float]], stored: Mapping[str, Sequence[float]], nothing: float, steps: int
+    live: Mapping[str, Sequence[float]],
+    stored: Mapping[str, Sequence[float]],
+    run: Iterable[str],
+    nothing: float,
+    steps: int,
 ) -> list[Axes]:
     """Points lost against the teacher, from zero: on the left run and stored, on the right stored, a mark a seed.
 
     Args:
-        live: name -> what is lost, as shares: of the run first, then of stored ones.
+        live: name -> what is lost, as shares: of those `run` just now first, then of stored ones.
         nothing: what always the same answer loses.
     """
     _, axes = plt.subplots(1, 2, figsize=(9.4, 3.1), sharey=True, width_ratios=(len(live), len(stored) or 1))
-    _points(axes[0], live, nothing, run=live)
+    _points(axes[0], live, nothing, run)
     _points(axes[1], stored, nothing)
     axes[0].set(title=f"{steps} steps: run and stored", ylabel="points of accuracy lost")
     axes[1].set(title="400 steps: stored")
