@@ -18,9 +18,13 @@ from bitlab.results import CONSTANT, GLUE
 from bitlab.terminal.text import aligned
 
 METHODS = {"bit": "BiT", "bibert": "BiBERT", "binarybert": "BinaryBERT", "bit-released": "BiT as released"}
-SAID = {"logit weight 0.1, relative hidden": "loss of 06", "group by length": "by length", "dropout 0.0": "no dropout"}
+SAID = {
+    "logit weight 0.1, relative hidden": "loss of 06.4",
+    "group by length": "by length",
+    "dropout 0.0": "no dropout",
+}
 SAID |= {"start general-minilm/W1A1": "from a binary encoder", "stage teacher both": "both teachers"}
-RECIPE = "loss of 06, by length, no dropout"  # of the rows that are set beside the published ones
+RECIPE = "loss of 06.4, by length, no dropout"  # of the rows that are set beside the published ones
 PATHS = ("W1A4", "W1A2", "W1A2 -> W1A1", "W1A1")
 IN_PRINT = "in print: BERT-base, the teacher"
 LEARNED = 3  # points that a teacher must lie above the constant answer
@@ -118,6 +122,10 @@ def beside(chosen: Mapping[str, Mapping[str, Cell]], published: pd.DataFrame) ->
     lines = {
         "epochs of a batch": [f"{cell.epochs:.2g} of {cell.batch}" for cell in ends.values()],
         "the paper's": [f"{task.epochs} of {task.batch_size}" for task in settings.values()],
+        "steps, % of the paper's": [
+            f"{100 * cell.steps * task.batch_size / task.epochs:.0f}"
+            for cell, task in zip(ends.values(), settings.values())
+        ],
         "always the same answer": [f"{CONSTANT[column]:.1f}" for column in chosen],
         "MiniLM, the teacher": [f"{mean(cell.full):.1f}" for cell in ends.values()],
     }
@@ -271,7 +279,7 @@ def with_time(rows: Sequence[Budget], published: pd.DataFrame) -> list[Axes]:
                 ax.plot(apart, kept, ".", color=COLORS["float"], label="another way, a dot a seed")
         times, kept = zip(*sorted(line.items()))
         look = {"color": COLORS["binary"], "markeredgecolor": INK, "linewidth": 1}
-        ax.plot(times, kept, "o-", label="one stage, loss of 06", **look)
+        ax.plot(times, kept, "o-", label="one stage, loss of 06.4", **look)
         look |= {"color": "white", "markersize": 8}
         ax.plot(1, 100 - printed[column], "o", label="BERT-base in print", **look)
         ax.axhline(0, **GUESSING)
