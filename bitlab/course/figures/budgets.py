@@ -25,6 +25,7 @@ SAID = {
 }
 SAID |= {"start general-minilm/W1A1": "from a binary encoder", "stage teacher both": "both teachers"}
 RECIPE = "loss of 06.4, by length, no dropout"  # of the rows that are set beside the published ones
+RATE = 2e-3  # of the same
 PATHS = ("W1A4", "W1A2", "W1A2 -> W1A1", "W1A1")
 IN_PRINT = "in print: BERT-base, the teacher"
 LEARNED = 3  # points that a teacher must lie above the constant answer
@@ -85,6 +86,8 @@ def _short(group: pd.DataFrame) -> str:
     words = f"{group.options.iloc[0]}, {group.budget.iloc[0].removeprefix('full').removeprefix(', ')}"
     for long, short in SAID.items():
         words = words.replace(long, short)
+    if (rate := group.learning_rate.iloc[0]) != RATE:
+        words += f", rate {rate:g}"
     return ", ".join(filter(None, words.split(", ")))
 
 
