@@ -19,12 +19,12 @@ from bitlab.terminal.text import aligned
 
 METHODS = {"bit": "BiT", "bibert": "BiBERT", "binarybert": "BinaryBERT", "bit-released": "BiT as released"}
 SAID = {
-    "logit weight 0.1, relative hidden": "loss of 06.4",
+    "logit weight 0.1, relative hidden": "relative",
     "group by length": "by length",
     "dropout 0.0": "no dropout",
 }
 SAID |= {"start general-minilm/W1A1": "from a binary encoder", "stage teacher both": "both teachers"}
-RECIPE = "loss of 06.4, by length, no dropout"  # of the rows that are set beside the published ones
+RECIPE = "relative, by length, no dropout"  # of the rows that are set beside the published ones
 RATE = 2e-3  # of the same
 PATHS = ("W1A4", "W1A2", "W1A2 -> W1A1", "W1A1")
 IN_PRINT = "in print: BERT-base, the teacher"
@@ -282,7 +282,7 @@ def with_time(rows: Sequence[Budget], published: pd.DataFrame) -> list[Axes]:
                 ax.plot(apart, kept, ".", color=COLORS["float"], label="another way, a dot a seed")
         times, kept = zip(*sorted(line.items()))
         look = {"color": COLORS["binary"], "markeredgecolor": INK, "linewidth": 1}
-        ax.plot(times, kept, "o-", label="one stage, loss of 06.4", **look)
+        ax.plot(times, kept, "o-", label="one stage, relative", **look)
         look |= {"color": "white", "markersize": 8}
         ax.plot(1, 100 - printed[column], "o", label="BERT-base in print", **look)
         ax.axhline(0, **GUESSING)
