@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import torch
 from bs4 import BeautifulSoup
 from tiny_models import python
 
-from bitlab import cli, course, results
+from bitlab import cli, compiled, course, results
 from bitlab.course import capstone, exercises, runner, series
 from bitlab.course.exercises import registry
 from bitlab.errors import BitlabError
@@ -147,6 +148,19 @@ def test_unequal_values_gradients_and_parameters_are_found(capsys):
     course.assert_equal(torch.sign, lambda x: x.detach().sign(), x=x)  # nor is what has none at all
     assert "gradient" not in capsys.readouterr().out
     course.assert_equal(lambda x: x * (1 + 1e-6), lambda x: x, tolerance=1e-5, x=x)
+
+
+def test_what_is_held_runs_as_it_is_written():
+    """Of a real model's tensors the library's formulas would run compiled, and round in another order."""
+    seen = []
+
+    def told(x):
+        seen.append(compiled.WORTH_IT)
+        return 2 * x
+
+    before = compiled.WORTH_IT
+    course.assert_equal(told, told, x=torch.ones(3))
+    assert seen == [sys.maxsize] * 2 and before == compiled.WORTH_IT
 
 
 class Frozen(torch.nn.Linear):
