@@ -135,7 +135,8 @@ def run(sources: Sources, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     out = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
     for rows, longest in parts:
         x = hidden[rows, :longest].contiguous()
-        if not encode(x, mask[rows, :, :longest, :longest]):
+        keys = mask[:, :1, :1, :longest][rows].expand(-1, layer["heads"], longest, longest)
+        if not encode(x, keys):
             return None
         out[rows, :longest] = x
     return out
@@ -150,8 +151,8 @@ def alike(mask: Tensor | None) -> list[tuple[Tensor, int]]:
         return []
     keys = mask[:, 0, 0]
     count, length = keys.shape
-    ends = length - (keys >= MASKED).to(torch.int8).flip(1).argmax(1)  # where all keys are masked, all tokens count
-    ends[keys.gather(1, ends[:, None] - 1)[:, 0] < COUNTS] = length
+    ends = length - (~(keys < MASKED)).to(torch.int8).flip(1).argmax(1)  # where all keys are masked, all tokens count
+    ends[~(keys.gather(1, ends[:, None] - 1)[:, 0] > COUNTS)] = length
     ends.clamp_(min=min(length, backends.softmax_lanes()))  # a shorter softmax adds in another order
     if ends.sum() > 0.9 * keys.numel():  # hardly any padding
         return []
