@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from pandas import DataFrame
 from torch import Tensor
 
 from bitlab import results
@@ -15,8 +16,9 @@ from bitlab.course.figures.parts import seeds
 from bitlab.course.plots import BESIDE, COLORS, DIAMOND, GUESSING, INK, MARKS, told
 from bitlab.data import sample
 from bitlab.data.glue import encode
-from bitlab.data.tasks import TASKS
+from bitlab.data.tasks import TASKS, Task
 from bitlab.experiments.prepared import Prepared
+from bitlab.results import GLUE
 from bitlab.terminal.text import aligned
 
 STORED = {"binarybert-w1a1": "BinaryBERT", "bibert": "BiBERT", "one-step": "BiT*", "two-steps": "BiT"}
@@ -80,7 +82,7 @@ def losses(
     nothing: float,
     steps: int,
 ) -> list[Axes]:
-    """Points lost against the teacher, from zero: on the left run and stored, on the right stored, a mark a seed.
+    """Points lost against the teacher, from zero: on the left run and stored, on the right stored, a line a seed.
 
     Args:
         live: name -> what is lost, as shares: of those `run` just now first, then of stored ones.
@@ -91,7 +93,7 @@ def losses(
     _points(axes[1], stored, nothing)
     axes[0].set(title=f"{steps} steps: run and stored", ylabel="points of accuracy lost")
     axes[1].set(title="400 steps: stored")
-    axes[1].legend(loc="upper right")
+    _legend(axes[0])
     sides = f"Run and stored: {told(_percent(live), '.0f')}. Stored: {told(_percent(stored), '.0f') or 'none'}."
     axes[0].figure.set_label(f"Points of accuracy lost, means over seeds. {sides}")
     return list(axes)
@@ -102,20 +104,30 @@ def swaps(lost: Mapping[str, Sequence[float]], run: Iterable[str], nothing: floa
     _, ax = plt.subplots(figsize=(8.6, 3))
     _points(ax, lost, nothing, run)
     ax.set_ylabel("points of accuracy lost")
-    ax.legend(loc="upper right")
+    _legend(ax)
     ax.figure.set_label(f"Points of accuracy lost, means over seeds. {told(_percent(lost), '.0f')}.")
     return ax
 
 
 def _points(ax: Axes, lost: Mapping[str, Sequence[float]], nothing: float, run: Iterable[str] = ()) -> None:
-    """Bars of means, a dot a seed; of those just run the first seed is a diamond."""
+    """Bars of means, a dot a seed, those of one stored seed joined; of those just run the first seed is a diamond."""
     points = _percent(lost)
     seeds(ax, points, [{"color": COLORS["binary"]}] * len(points), ".0f")
+    stored = min(map(len, points.values()), default=0)  # the last ones, of the same seeds
+    for runs in zip(*(runs[-stored:] for runs in points.values())):
+        ax.plot(runs, "o-", color=INK, markersize=3, linewidth=0.6, label="a stored seed")
     for place, (name, runs) in enumerate(points.items()):
         if name in run:
-            ax.plot(place, runs[0], **DIAMOND)
+            ax.plot(place, runs[0], label="run here", **DIAMOND)
     ax.axhline(100 * nothing, label="always the same answer", **GUESSING)
-    ax.set_ylim(0, 62)
+    ax.set_ylim(0, 55)
+
+
+def _legend(ax: Axes) -> None:
+    """What bars, dots, lines and diamonds are, under the figure."""
+    ax.patches[0].set_label("mean of all")
+    named = dict(zip(*ax.get_legend_handles_labels()[::-1]))
+    ax.figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8)
 
 
 def _percent(lost: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
@@ -123,24 +135,33 @@ def _percent(lost: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
 
 
 def real_tasks(constant: Mapping[str, float]) -> str:
-    """Scores on real tasks as text, beside those in print: teacher, rivals, BiT*, and always the same answer; seed 0.
+    """Scores on real tasks as text, seed 0, beside those in print and their mean; last the steps of BiT*.
 
     Args:
         constant: column -> percent of the same answer always.
     """
     runs = results.load().rename(columns={"matthews_correlation": "CoLA", "accuracy": "MRPC", "score": "STS-B"})
-    paper = results.published().query("precision in ('W32A32', 'W1A1')").set_index("method")
-    names = {task.title: name for name, task in TASKS.items()}
-    table = [["percent", *(f"{title}{side}" for title in constant for side in (" here", ", print"))]]
-    for method in ("full precision", *REAL):
+    eight = {column: task for column, task in GLUE.items() if column != "MNLI-mm"}  # MNLI counts once
+    paper = results.published(columns=eight).query("precision in ('W32A32', 'W1A1')").set_index("method")
+    tasks, steps = {task.title: task for task in TASKS.values()}, ["steps"]
+    table = [["percent", *(f"{title}{side}" for title in constant for side in (" here", ", print")), "8 tasks, print"]]
+    for method in ("full precision", *REAL, "BiT"):
         row = [method]
         for title in constant:
-            stages = runs[runs.name == f"{names[title]}-{REAL.get(method, REAL['BiBERT'])}-seed0"][title]
-            here = stages.iloc[-1 if method in REAL else 0]
-            row += [f"{100 * here:.1f}", f"{paper.loc[method, title]:.1f}"]
-        table += [row]
-    table += [["always the same", *(f"{value:.1f}" for value in constant.values() for _ in range(2))]]
-    return "\n".join(aligned(table))
+            stages = runs[runs.name == f"{tasks[title].name}-{REAL.get(method, REAL['BiT*'])}-seed0"]
+            here = stages[title].iloc[-1 if method in REAL else 0]
+            row += ["" if method == "BiT" else f"{100 * here:.1f}", f"{paper.loc[method, title]:.1f}"]
+            if method == "BiT*":
+                steps += [f"{number:,.0f}" for number in (stages.steps.iloc[-1], _papers_steps(stages, tasks[title]))]
+        table += [[*row, f"{paper.loc[method, 'avg']:.1f}"]]
+    same = (f"{value:.1f}" for value in constant.values() for _ in range(2))
+    return "\n".join(aligned([*table, ["always the same", *same, ""], [*steps, ""]]))
+
+
+def _papers_steps(stages: DataFrame, task: Task) -> float:
+    """Steps of the paper's training on as many examples as the last of these stages had."""
+    last = stages.iloc[-1]
+    return task.epochs * (last.steps * last.batch_size / last.epochs) / task.batch_size
 
 
 def encoded(sentences: Sequence[tuple[str, int]], data: Prepared) -> Dataset:
