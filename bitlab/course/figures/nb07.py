@@ -32,6 +32,7 @@ def staircase(row: Tensor, alphas: Mapping[int, Tensor]) -> Axes:
         (seen,) = torch.nonzero(values, as_tuple=True)
         ax.bar(left + seen, values[seen], bottom=floor, color=COLORS[role], edgecolor=INK, linewidth=0.6)
         ax.plot([left - 1, left + len(row)], [floor, floor], color=INK, linestyle="-", linewidth=1.5)
+        ax.vlines(left + np.arange(len(row)), floor - 0.03, floor, color=INK, linewidth=1)  # a tick a token
         known = "floats" if step == 0 else f"{1 + levels(int(name[3:]), False)[1]} levels"
         ax.text(left + len(row) / 2 - 0.5, floor - 0.17, f"{name}\n{known}", ha="center", va="top", fontsize=8)
         if step:
@@ -49,13 +50,13 @@ def gains(panels: Mapping[str, Mapping[str, Sequence[float]]], run: str) -> list
     """Points gained against one step with the same seed: a dot a stored run, a diamond what has just been run.
 
     Args:
-        panels: title -> name -> scores, seed by seed: of "one step" and "at two bits", then of what is drawn.
+        panels: title -> name -> scores, seed by seed: of "teacher", "one step", "at two bits", then of what is drawn.
         run: title of the panel whose first seed has just been run.
     """
     _, (axes,) = plt.subplots(1, len(panels), figsize=(10.2, 2.5), sharex=True, sharey=True, squeeze=False)
     sides = []
     for ax, (title, scores) in zip(axes, panels.items()):
-        one, two_bits, *names = scores
+        teacher, one, two_bits, *names = scores
         for place, name in enumerate(names):
             dots = 100 * np.subtract(scores[name], scores[one])
             color = COLORS["float" if name.endswith("(control)") else "binary"]
@@ -65,8 +66,9 @@ def gains(panels: Mapping[str, Mapping[str, Sequence[float]]], run: str) -> list
             sides.append(f"{title}, {name}: {', '.join(f'{dot:+.0f}' for dot in dots)}")
         ax.axvline(0, color=INK, linewidth=1)
         ax.set_yticks(range(len(names)), names)
-        known = ", ".join(f"{name} {np.mean(scores[name]):.2f}".replace("0.", ".") for name in (one, two_bits))
-        ax.set(title=title, xlabel=f"points against one step\n({known})", ylim=(len(names) - 0.5, -0.5))
+        mean = {name: f"{np.mean(scores[name]):.2f}".removeprefix("0") for name in (teacher, one, two_bits)}
+        known = f"points against one step ({mean[one]})\n{two_bits} {mean[two_bits]}, {teacher} {mean[teacher]}"
+        ax.set(title=title, xlabel=known, ylim=(len(names) - 0.5, -0.5))
         ax.xaxis.label.set_size(8)
     axes[0].figure.set_label(f"Points gained against one step, seed by seed. {'; '.join(sides)}.")
     return list(axes)
