@@ -14,7 +14,9 @@ from bitlab.course.figures.parts import groups
 from bitlab.course.plots import COLORS, CONTROL, INK, Page, bars, told
 from bitlab.data.metrics import normalize_answer
 from bitlab.data.squad import Windows, encode_windows
+from bitlab.data.tasks import SQUAD
 from bitlab.results import CONSTANT
+from bitlab.terminal.text import aligned
 
 TABLE = '<table style="text-align:left;font-size:90%;width:100%"><tr>{}</tr></table>'
 CELL = '<td style="width:50%;vertical-align:top;text-align:left">{}</td>'
@@ -110,6 +112,11 @@ def edges(percent: Mapping[str, Mapping[str, float]]) -> list[Axes]:
     return list(axes)
 
 
+def spoiled(runs: Sequence[Mapping]) -> str:
+    """Runs and what each lost, a line each, as text: name of a column -> what stands in it."""
+    return "\n".join(aligned([[*runs[0]], *([str(each) for each in run.values()] for run in runs)]))
+
+
 def kept_above_constant(glue, squad) -> dict[str, float]:
     """Of what full precision has above the constant answer, the percent that BiT keeps at W1A1, in print.
 
@@ -190,7 +197,7 @@ def asker(models: Mapping[str, Callable[[str, str], list[tuple[float, int, int]]
             row = {"question": question, "context": paragraph}
             row["answers"] = {"text": [reference], "answer_start": [max(paragraph.find(reference), 0)]}
             page, plain = marked(row, texts[0], known=bool(cells))
-            others = ", ".join(texts[1:4])
+            others = ", ".join(f'"{text}"' for text in texts[1:4])
             cells += CELL.format(f"<b>{name}</b>{page}<p>next: {html.escape(others)}</p>")
             lines += [f"{name}: {plain}", f"  next: {others}"]
         return Page(TABLE.format(cells), "\n".join(lines))
@@ -205,14 +212,15 @@ def rows_beside(run, stored, published) -> str:
         run, stored: tables as of `bitlab.results.load`; of a run with several stages each is a line.
         published: a table as of `bitlab.results.published`.
     """
-    lines = [f"{'':>9}  {'model, method':22} {'bits':14} {'EM':>5} {'F1':>5}   trained"]
+    lines = [f"{'':>9}  {'model, method':22} {'bits':14} {'EM':>5} {'F1':>5}   trained on"]
     for kind, table in (("run", run), ("stored", stored)):
         for row in table.drop_duplicates(["model", "path", "steps", "f1"]).itertuples():
             name = row.model if row.precision == "W32A32" else f"{row.model}, {row.method}"
             path = row.path.removeprefix("W32A32 -> ")
             scored = f"{100 * row.exact_match:5.1f} {100 * row.f1:5.1f}"
-            lines.append(f"{kind:>9}  {name:22} {path:14} {scored}   {row.total_steps:,.0f} steps, seed {row.seed}")
+            lines.append(f"{kind:>9}  {name:22} {path:14} {scored}   {row.seen:,.0f} windows, seed {row.seed}")
     for row in published.itertuples():
         name = f"{row.model}, {row.method}" if row.precision != "W32A32" else row.model
-        lines.append(f"{'published':>9}  {name:22} {row.schedule:14} {row.EM:5.1f} {row.F1:5.1f}   87,599 questions")
+        scored = f"{row.EM:5.1f} {row.F1:5.1f}"
+        lines.append(f"{'published':>9}  {name:22} {row.schedule:14} {scored}   {SQUAD.epochs} times 87,599 questions")
     return "\n".join(lines)
