@@ -17,6 +17,7 @@ from bitlab.course.plots import COLORS, CONTROL, GUESSING, INK, LOOK, MARKS, tol
 from bitlab.files import read_json
 from bitlab.packed.bits import pack_bits, unpack_bits
 from bitlab.packed.layers import PackedLinear
+from bitlab.terminal.text import aligned
 
 OURS = "packed"  # how the names of our contenders begin
 OTHERS = "#cfcfcf"  # bars of other engines
@@ -131,7 +132,7 @@ def roofline(
     for (name, limit), line in zip(limits.items(), ("-.", ":", "-")):
         ax.plot(reach, np.minimum(reach * bandwidth, limit) / 1e9, color="#999999", linestyle=line, linewidth=1.3)
         ax.text(reach[-1], limit / 1e9 * 1.12, f"{name}, in registers", ha="right", fontsize=8, color="#555555")
-    told_limits = {0.35: f"waits for memory,\n{bandwidth / 1e9:.0f} GB a second", 150: "waits for arithmetic"}
+    told_limits = {0.35: f"waits for its weights,\n{bandwidth / 1e9:.0f} GB a second", 150: "waits for arithmetic"}
     for place, text in told_limits.items():
         ax.text(place, 0.11 * bandwidth / 1e9, text, fontsize=8, color="#555555", style="italic")
     for name, measured in points.items():
@@ -198,6 +199,28 @@ def stored_speeds(what: str) -> dict[str, list[dict]]:
     return found
 
 
+def factors(live: Sequence[Mapping]) -> str:
+    """One bit against float32 as text: this run, and what is stored; with multiply-adds of products a second.
+
+    Args:
+        live: rows of this run's bench of MiniLM's shape, 6 layers, 128 tokens.
+    """
+    benches = [("minilm", 6, "this run", live)]
+    for shape, layers, end in (("minilm", 6, ", minilm"), ("base", 12, "")):
+        stored = stored_speeds(f"{layers} layers, length 128, batch 1{end}")
+        benches += [(shape, layers, "stored", rows) for rows in [*stored.values()][:1]]
+    lines = [["encoder", "from", "float32, ms", "ours, ms", "times", "float32, billion a second", "ours"]]
+    for shape, layers, source, rows in benches:
+        width, _, inner = ENCODERS[shape]
+        billions = layers * 128 * (4 * width**2 + 2 * width * inner + 2 * 128 * width) / 1e9
+        found = {row["contender"]: row for row in rows}
+        bits = found.get("packed, c", found["packed, int8"])
+        whole, ours = found["float32"]["seconds"], bits["seconds"]
+        times = f"{1e3 * whole:.1f}", f"{1e3 * ours:.1f}", f"{bits['ratio']:.1f}"
+        lines += [[shape, source, *times, f"{billions / whole:.0f}", f"{billions / ours:.0f}"]]
+    return "\n".join(aligned(lines, left=2))
+
+
 def engines(stored: Mapping[str, Sequence[Mapping]], most: int = 2) -> list[Axes]:
     """A panel of milliseconds for each stored bench."""
     chosen = dict(list(stored.items())[:most])
@@ -255,6 +278,7 @@ def trade(
         axes[0].plot(others, [place] * len(others), "o", color="white", markeredgecolor=INK, markersize=4)
         text.xy = (max([score[name], *others]), place)  # the number stands behind the last dot
     axes[0].axvline(0.509, **GUESSING)
+    axes[0].set_xlabel("orange bar: equal training; dots: all stored", fontsize=7)
     axes[2].set_xlabel(source.replace("(R)", ""), fontsize=7)
     ranges = "; ".join(f"{name} {min(others):.3f} to {max(others):.3f}" for name, others in stored.items())
     axes[0].figure.set_label(f"{axes[0].figure.get_label()} Guessing scores 0.509. Stored trainings: {ranges}.")
