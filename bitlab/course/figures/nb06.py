@@ -107,7 +107,7 @@ def ablation(
     for ax in axes:
         ax.set_ylim(0, 1.15)
     number = max(map(len, stored.values()), default=0)
-    axes[0].set(title=f"sample task: yours, and {number} stored seeds", ylabel="dev accuracy")
+    axes[0].set(title=f"sample task: means of yours and of {number} stored seeds (dots)", ylabel="dev accuracy")
     axes[0].legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.0))
     axes[1].set(title=real_title, ylabel="correlation")
     sides = f"Sample task: {told(runs)}. Stored, real task: {told(real)}; its teacher {real_teacher:.2f}."
