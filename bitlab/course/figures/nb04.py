@@ -109,10 +109,11 @@ def heads(
         probs = list(seen.values())[layer][-1].tensor[0, head]
         figure, axes = plt.subplots(1, 3, figsize=(8.6, 3.4), layout="none")
         figure.subplots_adjust(left=0.09, right=0.99, bottom=0.23, top=0.84, wspace=0.1)  # measuring takes longer
-        shown = {f"teacher, layer {layer}, head {head}": soft, "student": probs, "student, bits": (used > 0).float()}
-        for ax, (title, matrix) in zip(axes, shown.items()):
-            heatmap(matrix, words if len(words) <= 24 else None, ax=ax)
-            ax.set_title(f"{title}\nblack: {matrix.max():.2g}", fontsize=9)
+        shown = {f"teacher, layer {layer}, head {head}": soft, "student": probs, "student's bits": (used > 0).float()}
+        most = max(soft.max().item(), probs.max().item())
+        for ax, (title, matrix), black in zip(axes, shown.items(), (most, most, 1.0)):
+            heatmap(matrix, words if len(words) <= 24 else None, limit=black, ax=ax)
+            ax.set_title(f"{title}\nblack: {black:.2g}", fontsize=9)
         for ax in axes[1:]:
             ax.set(ylabel="", yticks=[])
         figure.set_label(
