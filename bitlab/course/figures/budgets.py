@@ -1,7 +1,6 @@
 """GLUE's stored rows as notebook 10 shows them: runs of one budget, beside the published ones, and what each loses."""
 
 import html
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -26,6 +25,7 @@ SAID = {
 SAID |= {"start general-minilm/W1A1": "from a binary encoder", "stage teacher both": "both teachers"}
 RECIPE = "relative, by length, no dropout"  # of the rows that are set beside the published ones
 RATE = 2e-3  # of the same
+PAPERS = "by length, no dropout, rate 0.0005"  # the paper's own loss and rates
 PATHS = ("W1A4", "W1A2", "W1A2 -> W1A1", "W1A1")
 IN_PRINT = "in print: BERT-base, the teacher"
 LEARNED = 3  # points that a teacher must lie above the constant answer
@@ -135,6 +135,7 @@ def beside(chosen: Mapping[str, Mapping[str, Cell]], published: pd.DataFrame) ->
     lines |= {path: [_number(cells.get(path)) for cells in chosen.values()] for path in PATHS}
     kept = {column: 100 - lost for column, lost in share_lost(ends).items()}
     lines["W1A1 keeps, %"] = [f"{kept[column]:.0f}" if column in kept else "" for column in chosen]
+    lines[""] = [""] * len(chosen)  # what is in print stands apart
     lines[IN_PRINT] = [f"{printed[0][column]:.1f}" for column in chosen]
     lines |= {f"{row['schedule']}, {row['method']}": [f"{row[c]:.1f}" for c in chosen] for row in printed[1:]}
     kept = share_lost_in_print(published, chosen)["BiT"]
@@ -188,6 +189,28 @@ def _folded(number: int, budget: Budget, records: Mapping[str, dict]) -> str:
         several = f"  # seeds {seeds}" if len(cell.names) > 1 else ""
         lines.append(f"{results.command(records[cell.names[0]])}{several}")
     return f"<p>[{number}] {budget.method} {budget.path}</p><pre>{html.escape(chr(10).join(lines))}</pre>"
+
+
+def ends(runs: pd.DataFrame, families: Iterable[str]) -> str:
+    """How trainings ended, as text: means over the seeds of runs whose names begin alike, in percent.
+
+    Args:
+        runs: as of `bitlab.results.load`.
+    """
+    lines = [["run", "steps", "rate", "the paper's", "training loss", "teacher", "last", "best", "keeps, %"]]
+    for family in families:
+        found = runs[runs.name.str.startswith(f"{family}-seed")]
+        last = found.groupby("name").last()
+        title, (task, metrics) = next(item for item in GLUE.items() if item[1][0] == last.task.iloc[0])
+        full, score = (100 * each[metrics].mean(axis=1).mean() for each in (found.groupby("name").first(), last))
+        loss = mean(curve[-1][1] for curve in last.curve)
+        rates = f"{last.learning_rate.iloc[0]:g}", f"{get_task(task).learning_rate:g}"
+        alike = len(metrics) == len(get_task(task).metrics)  # `best` is of all metrics that the task has
+        best = f"{100 * last.best.mean():.1f}" if alike and last.best.notna().all() else ""
+        kept = share_kept(score, full, CONSTANT[title])
+        numbers = f"{loss:.2f}", f"{full:.1f}", f"{score:.1f}", best, f"{kept:.0f}"
+        lines.append([family.replace("-bit-minilm", ""), f"{last.steps.iloc[0]:,}", *rates, *numbers])
+    return "\n".join(aligned(lines))
 
 
 def share_kept(score: float, full: float, nothing: float) -> float:
@@ -259,41 +282,42 @@ def with_time(rows: Sequence[Budget], published: pd.DataFrame) -> list[Axes]:
     """What W1A1 students keep of what their teachers know, by the share of the paper's steps that they had.
 
     Args:
-        rows: measured ones, of which those that end at one bit are drawn.
+        rows: measured ones, of which three families that end at one bit are drawn.
         published: rows, the first in full precision, the last BiT's.
     """
-    ends = [row for row in rows if row.method == "BiT" and row.path.endswith("W1A1")]
+    families = [
+        ("two stages, relative", "s", "#fbc681", lambda row: row.path == PATHS[2] and row.options.endswith(RECIPE)),
+        ("one stage, the paper's loss", "^", "white", lambda row: row.path == PATHS[3] and row.options == PAPERS),
+        ("one stage, relative", "o-", COLORS["binary"], lambda row: row.path == PATHS[3] and row.options == RECIPE),
+    ]
+    ours = [row for row in rows if row.method == "BiT"]
     columns = ("SST-2", "CoLA", "STS-B", "MRPC")
     printed, told_ends = share_lost_in_print(published, columns)["BiT"], []
     _, axes = plt.subplots(1, len(columns), figsize=(9.4, 3.0), sharey=True, sharex=True)
     for ax, column in zip(axes, columns):
-        task, line, others = get_task(GLUE[column][0]), {}, Counter()
-        for row in (row for row in ends if column in row.cells):
-            cell = row.cells[column]
-            time = cell.steps * task.batch_size / task.epochs
-            kept = [100 - lost for lost in shares_lost({column: cell})[column]]
-            plainly = (row.path, row.options) == ("W1A1", RECIPE)
-            if plainly:
+        task = get_task(GLUE[column][0])
+        for name, marker, color, belongs in families:
+            line = {}
+            for cell in (row.cells[column] for row in ours if column in row.cells and belongs(row)):
+                time = cell.steps * task.batch_size / task.epochs
+                kept = [100 - lost for lost in shares_lost({column: cell})[column]]
                 line[time] = mean(kept)
                 ax.plot([time] * len(kept), kept, "_-", color=INK, linewidth=1)
-            else:
-                others[time] += 1  # ways that had as much time stand beside each other
-                apart = [time * 1.1 ** others[time]] * len(kept)
-                ax.plot(apart, kept, ".", color=COLORS["float"], label="another way, a dot a seed")
-        times, kept = zip(*sorted(line.items()))
-        look = {"color": COLORS["binary"], "markeredgecolor": INK, "linewidth": 1}
-        ax.plot(times, kept, "o-", label="one stage, relative", **look)
-        look |= {"color": "white", "markersize": 8}
+            look = {"color": color, "markeredgecolor": INK, "linewidth": 1}
+            ax.plot([*sorted(line)], [line[time] for time in sorted(line)], marker, label=name, **look)
+            if line:
+                shares = ", ".join(f"{line[time]:.0f} at {time:.2g}" for time in sorted(line))
+                told_ends.append(f"{column}, {name}: {shares}")
+        look = {"color": "white", "markeredgecolor": INK, "markersize": 8}
         ax.plot(1, 100 - printed[column], "o", label="BERT-base in print", **look)
         ax.axhline(0, **GUESSING)
         ax.set(xscale="log", ylim=(-28, 108), xlim=(0.008, 1.6), xlabel="share of the paper's steps")
         ax.set_title(column, fontsize=9)
-        told_ends.append(f"{column} {', '.join(f'{share:.0f} at {time:.2g}' for time, share in zip(times, kept))}")
     axes[0].set_ylabel("kept, %")
     named = dict(zip(*axes[2].get_legend_handles_labels()[::-1]))
-    axes[0].figure.legend(named.values(), named, loc="outside lower center", ncols=3, fontsize=8)
+    axes[0].figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8)
     axes[0].figure.set_label(
-        f"Kept of what the teacher has above the constant answer, percent, by the share of the paper's steps, "
-        f"one stage: {'; '.join(told_ends)}."
+        f"Kept of what the teacher has above the constant answer, percent, by the share of the paper's steps. "
+        f"{'; '.join(told_ends)}."
     )
     return list(axes)
