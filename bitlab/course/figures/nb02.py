@@ -100,7 +100,13 @@ def sets_compared(live: Mapping[str, float], stored: Mapping[str, Sequence[float
     ax.plot(range(len(live)), list(live.values()), label="your teacher", **plots.DIAMOND)
     ax.axhline(chance, label="chance", **plots.GUESSING)
     ax.set(ylabel="dev accuracy", ylim=(0, 1.1))
-    ax.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.2), title="")
+    ax.legend(
+        loc="upper right",
+        ncols=2,
+        bbox_to_anchor=(1, 1.32),
+        title="bars: means of all, dots: stored teachers",
+        title_fontsize=8,
+    )
     ax.figure.set_label(f"Dev accuracy with the probabilities in one bit, means over teachers: {plots.told(found)}.")
     return ax
 
