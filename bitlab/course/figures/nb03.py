@@ -112,7 +112,7 @@ def arms(live: Mapping[str, float], stored: Mapping[str, Mapping[str, Sequence[f
         ax.set_ylim(0, 1.15)
     axes[0].plot(range(len(live)), list(live.values()), label="yours", **plots.DIAMOND)
     axes[0].set(title="120 steps", ylabel="dev accuracy")
-    axes[0].legend(loc="upper left", ncols=2, title="bars: means, dots: stored seeds", title_fontsize=8)
+    axes[0].legend(loc="upper left", ncols=2, title="bars: means of all, dots: stored seeds", title_fontsize=8)
     axes[1].set_title("360 steps, stored")
     sides = f"120 steps: {plots.told(early)}. 360 steps: {plots.told(late)}."
     figure.set_label(f"Dev accuracy, means over seeds. {sides}")
