@@ -72,7 +72,7 @@ def ask(ready: Ready) -> Callable[[str], list[Axes]]:
         figure, axes = plt.subplots(1, 2, figsize=(7.6, 0.9 + 0.17 * len(ids)), width_ratios=(2, 1))
         axes[0].imshow(bits, aspect="auto", interpolation="nearest", cmap="gray_r")
         axes[0].set_yticks(range(len(ids)), ready.tokenizer.convert_ids_to_tokens(ids))
-        axes[0].set(title=f"every word is a row of bits (black: 1), the first {BITS}", xlabel="bit")
+        axes[0].set(title=f"every word is a row of bits (black: 1, white: 0), the first {BITS}", xlabel="bit")
         axes[0].title.set_fontsize(9)
         axes[0].grid(visible=False)
         for place, share in enumerate((1 - kind, kind)):
