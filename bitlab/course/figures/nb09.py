@@ -24,6 +24,7 @@ from bitlab.terminal.text import aligned
 STORED = {"binarybert-w1a1": "BinaryBERT", "bibert": "BiBERT", "one-step": "BiT*", "two-steps": "BiT"}
 STORED |= {"binarybert-w1a4": "BinaryBERT, 4-bit act."}
 REAL = {"BinaryBERT": "binarybert-minilm-W1A1", "BiBERT": "bibert-minilm-W1A1", "BiT*": "bit-minilm-W1A1-relative"}
+SEEDS = {"first stored seed": ("o-", -0.12), "second": ("^--", 0.0), "third": ("s:", 0.12)}
 GROUPS = {(1, 0, 0): sample.SUBJECTS, (0, 1, 0.2): sample.GOOD, (0, 1, -0.2): sample.BAD, (0, 0, 1): sample.DEGREES}
 
 
@@ -110,12 +111,14 @@ def swaps(lost: Mapping[str, Sequence[float]], run: Iterable[str], nothing: floa
 
 
 def _points(ax: Axes, lost: Mapping[str, Sequence[float]], nothing: float, run: Iterable[str] = ()) -> None:
-    """Bars of means, a dot a seed, those of one stored seed joined; of those just run the first seed is a diamond."""
+    """Bars of means, a mark and a line for each stored seed; of those just run the first seed is a diamond."""
     points = _percent(lost)
-    seeds(ax, points, [{"color": COLORS["binary"]}] * len(points), ".0f")
+    means = {name: [runs.mean()] for name, runs in points.items()}
+    seeds(ax, means, [{"color": COLORS["binary"]}] * len(means), ".0f")
     stored = min(map(len, points.values()), default=0)  # the last ones, of the same seeds
-    for runs in zip(*(runs[-stored:] for runs in points.values())):
-        ax.plot(runs, "o-", color=INK, markersize=3, linewidth=0.6, label="a stored seed")
+    for (name, (look, shift)), runs in zip(SEEDS.items(), zip(*(runs[-stored:] for runs in points.values()))):
+        places = np.arange(len(runs)) + shift  # side by side, so that equal numbers don't hide each other
+        ax.plot(places, runs, look, color=INK, markersize=4, linewidth=0.7, label=name)
     for place, (name, runs) in enumerate(points.items()):
         if name in run:
             ax.plot(place, runs[0], label="run here", **DIAMOND)
@@ -127,7 +130,7 @@ def _legend(ax: Axes) -> None:
     """What bars, dots, lines and diamonds are, under the figure."""
     ax.patches[0].set_label("mean of all")
     named = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-    ax.figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8)
+    ax.figure.legend(named.values(), named, loc="outside lower center", ncols=6, fontsize=8)
 
 
 def _percent(lost: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
