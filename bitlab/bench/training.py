@@ -149,7 +149,8 @@ class Step:
 
     def answer(self, inputs: dict) -> None:
         """What is done once for a batch of sentences whose answers are kept."""
-        self.trainer.resting_outputs(self.trainer.teachers[0], inputs)
+        with self._environment():
+            self.trainer.resting_outputs(self.trainer.teachers[0], inputs)
 
     def __call__(self, inputs: dict | None = None) -> torch.Tensor:
         """Returns the loss before the step."""
