@@ -201,6 +201,7 @@ def ends(runs: pd.DataFrame, families: Iterable[str]) -> str:
     for family in families:
         found = runs[runs.name.str.startswith(f"{family}-seed")]
         last = found.groupby("name").last()
+        steps = found[found.precision != "W32A32"].groupby("name").steps.sum().iloc[0]  # of all stages
         title, (task, metrics) = next(item for item in GLUE.items() if item[1][0] == last.task.iloc[0])
         full, score = (100 * each[metrics].mean(axis=1).mean() for each in (found.groupby("name").first(), last))
         loss = mean(curve[-1][1] for curve in last.curve)
@@ -209,7 +210,7 @@ def ends(runs: pd.DataFrame, families: Iterable[str]) -> str:
         best = f"{100 * last.best.mean():.1f}" if alike and last.best.notna().all() else ""
         kept = share_kept(score, full, CONSTANT[title])
         numbers = f"{loss:.2f}", f"{full:.1f}", f"{score:.1f}", best, f"{kept:.0f}"
-        lines.append([family.replace("-bit-minilm", ""), f"{last.steps.iloc[0]:,}", *rates, *numbers])
+        lines.append([family.replace("-bit-minilm", ""), f"{steps:,}", *rates, *numbers])
     return "\n".join(aligned(lines))
 
 

@@ -104,6 +104,7 @@ def shrunk(name: str, model: PreTrainedModel, precision: str, length: int) -> li
     axes = side_by_side(panels, looks, figsize=(7, 1.6))
     for ax, (unit, numbers) in zip(axes, panels.items()):
         ax.set_title(f"{unit}: {numbers['float'] / numbers[precision]:.3g} times less")
+        ax.set_xlabel(f"{name}, {length} tokens")
     axes[0].figure.set_label(f"{name} at {precision} and length {length}. {axes[0].figure.get_label()}")
     return axes
 
