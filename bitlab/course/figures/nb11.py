@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -53,12 +54,15 @@ def sureness(row: Mapping, models: Mapping[str, tuple], most: int = 40) -> list:
     Args:
         row: a question of SQuAD; its answer is written under the question.
         models: name -> (start logits, end logits, offsets) of the question's windows; the first window is drawn.
-        most: tokens, of a long paragraph the beginning.
+        most: tokens, of a long paragraph those around the answer.
     """
     _, axes = plt.subplots(len(models), 1, figsize=(7.2, 4.0), sharex=True)
     peaks = []
     for ax, role, (name, (starts, ends, offsets)) in zip(axes, ("teacher", "binary"), models.items()):
-        inside = np.flatnonzero(offsets[0][:, 0] >= 0)[:most]
+        inside = np.flatnonzero(offsets[0][:, 0] >= 0)
+        answer = np.searchsorted(offsets[0][inside, 1], row["answers"]["answer_start"][0], side="right")
+        begin = max(0, min(answer - most // 2, len(inside) - most))
+        inside = inside[begin : begin + most]
         words = [row["context"][a:b] for a, b in offsets[0][inside]]
         odds = [np.exp(logits[0][: len(offsets[0])] - logits[0].max()) for logits in (starts, ends)]
         start, end = ((odd / odd.sum())[inside] for odd in odds)
@@ -69,7 +73,7 @@ def sureness(row: Mapping, models: Mapping[str, tuple], most: int = 40) -> list:
         peaks.append(f"{name}: starts at {words[start.argmax()]!r}, ends at {words[end.argmax()]!r}")
     axes[-1].set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=7)
     title = f"{row['question']}  right: {row['answers']['text'][0]}"
-    axes[0].figure.suptitle(title, x=0.1, ha="left", fontsize=9, style="italic")
+    axes[0].figure.suptitle(textwrap.fill(title, 90), x=0.1, ha="left", fontsize=9, style="italic")
     axes[0].figure.set_label(f"Probability of start and end for each word. Surest, {'; '.join(peaks)}.")
     return list(axes)
 
