@@ -201,7 +201,7 @@ def ends(runs: pd.DataFrame, families: Iterable[str]) -> str:
     for family in families:
         found = runs[runs.name.str.startswith(f"{family}-seed")]
         last = found.groupby("name").last()
-        steps = found[found.precision != "W32A32"].groupby("name").steps.sum().iloc[0]  # of all stages
+        steps = found[found.precision != FULL].groupby("name").steps.sum().iloc[0]  # of all stages
         title, (task, metrics) = next(item for item in GLUE.items() if item[1][0] == last.task.iloc[0])
         full, score = (100 * each[metrics].mean(axis=1).mean() for each in (found.groupby("name").first(), last))
         loss = mean(curve[-1][1] for curve in last.curve)
