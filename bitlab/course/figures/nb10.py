@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bitlab import inference, results
 from bitlab.cli import program
-from bitlab.course.plots import GUESSING, bars, told
+from bitlab.course.plots import COLORS, GUESSING, INK, bars, below, note, told
 from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
@@ -98,6 +99,41 @@ def scores(found: Mapping[str, float], constant: float, baseline: str, control: 
     ends = f"{told(percent, '.1f')}; always the same answer {100 * constant:.1f}"
     ax.figure.set_label(f"Dev scores in percent, bars from zero: {ends}.")
     return ax
+
+
+# ------------------------------------------------------------------------------------------------ by heart
+
+SIDES = {"train": "sentences trained on", "validation": "new ones"}
+
+
+def by_heart(examined: Mapping[str, Mapping[str, Mapping]], errors_of: Sequence[str]) -> list[Axes]:
+    """Models on sentences that they were trained on, and on new ones: scores, and errors of hidden states.
+
+    Args:
+        examined: "train" and "validation" -> model -> {"score": a fraction, "errors": one a hidden state}.
+        errors_of: models whose errors are drawn.
+    """
+    _, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.2), width_ratios=(1.1, 1))
+    sides = []
+    for split, shift, color, line in (("train", -0.2, "white", "--"), ("validation", 0.2, COLORS["binary"], "-")):
+        scores = {name: 100 * each["score"] for name, each in examined[split].items()}
+        places = [place + shift for place in range(len(scores))]
+        left.bar(places, scores.values(), 0.4, color=color, edgecolor=INK, linewidth=0.8, label=SIDES[split])
+        for place, score in zip(places, scores.values()):
+            note(left, f"{score:.0f}", (place, score), (0, 3))
+        for name, tint, marker in zip(errors_of, ("#fbc681", COLORS["binary"]), "so"):
+            errors = examined[split][name]["errors"]
+            right.plot(errors, line, color=tint, marker=marker, label=f"{name}, {SIDES[split]}")
+            sides.append(f"{name}, {SIDES[split]}: error of the last state {errors[-1]:.2f}")
+        sides.append(f"scores on {SIDES[split]}: {told(scores, '.0f')}")
+    below(left, examined["train"])
+    left.set(ylabel="score, percent", ylim=(0, 119), yticks=range(0, 101, 25))
+    left.legend(loc="upper right", ncols=2)
+    right.axhline(1, **GUESSING)
+    right.set(xlabel="hidden state (0: embedding)", ylabel="squared error over variance", ylim=(0, 1.12))
+    right.legend(loc="upper left", bbox_to_anchor=(0, 0.88), fontsize=7, handlelength=3.5)
+    left.figure.set_label(f"{'. '.join(sides)}.")
+    return [left, right]
 
 
 # ------------------------------------------------------------------------------------------------ shipped models
