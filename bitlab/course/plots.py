@@ -30,6 +30,7 @@ LOOK = {
 }
 COLORS = {role: look["color"] for role, look in LOOK.items()}
 TWO = ListedColormap(["white", COLORS["binary"]])  # for images of bits
+PALE = "#fbc681"  # what stands beside the binary one
 INK = "#222222"
 PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}  # under a label that lines may cross
 MARKS = {"alpha": (0, (1, 2)), "beta": (0, (5, 2))}

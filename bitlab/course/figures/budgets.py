@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bitlab import results
-from bitlab.course.plots import COLORS, GUESSING, INK, PAPER, Page, told
+from bitlab.course.plots import COLORS, GUESSING, INK, PALE, PAPER, Page, told
 from bitlab.data.tasks import get_task
 from bitlab.experiments.schedule import FULL
 from bitlab.results import CONSTANT, GLUE
@@ -252,7 +252,7 @@ def shares(
     """
     tasks = list(bits["1 bit"])
     _, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), sharey=True)
-    tints = [*({"color": tint} for tint in ("#fde3c2", "#fbc681", COLORS["binary"])), {"facecolor": "white"}]
+    tints = [*({"color": tint} for tint in ("#fde3c2", PALE, COLORS["binary"])), {"facecolor": "white"}]
     thick = 0.84 / len(bits)
     for turn, ((name, found), look) in enumerate(zip(bits.items(), tints)):
         places = [tasks.index(task) + (turn - (len(bits) - 1) / 2) * thick for task in found]
@@ -287,7 +287,7 @@ def with_time(rows: Sequence[Budget], published: pd.DataFrame) -> list[Axes]:
         published: rows, the first in full precision, the last BiT's.
     """
     families = [
-        ("two stages, relative", "s", "#fbc681", lambda row: row.path == PATHS[2] and row.options.endswith(RECIPE)),
+        ("two stages, relative", "s", PALE, lambda row: row.path == PATHS[2] and row.options.endswith(RECIPE)),
         ("one stage, the paper's loss", "^", "white", lambda row: row.path == PATHS[3] and row.options == PAPERS),
         ("one stage, relative", "o-", COLORS["binary"], lambda row: row.path == PATHS[3] and row.options == RECIPE),
     ]

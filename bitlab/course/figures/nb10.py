@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from bitlab import inference, results
 from bitlab.cli import program
-from bitlab.course.plots import COLORS, GUESSING, INK, bars, below, note, told
+from bitlab.course.plots import COLORS, GUESSING, INK, PALE, bars, below, note, told
 from bitlab.data.glue import load_glue
 from bitlab.data.tasks import TASKS, get_task
 from bitlab.experiments import Experiment
@@ -115,17 +115,18 @@ def by_heart(examined: Mapping[str, Mapping[str, Mapping]], errors_of: Sequence[
     """
     _, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.2), width_ratios=(1.1, 1))
     sides = []
-    for split, shift, color, line in (("train", -0.2, "white", "--"), ("validation", 0.2, COLORS["binary"], "-")):
+    looks = ((-0.2, "white", "--"), (0.2, COLORS["binary"], "-"))
+    for (split, sentences), (shift, color, line) in zip(SIDES.items(), looks):
         scores = {name: 100 * each["score"] for name, each in examined[split].items()}
         places = [place + shift for place in range(len(scores))]
-        left.bar(places, scores.values(), 0.4, color=color, edgecolor=INK, linewidth=0.8, label=SIDES[split])
+        left.bar(places, scores.values(), 0.4, color=color, edgecolor=INK, linewidth=0.8, label=sentences)
         for place, score in zip(places, scores.values()):
             note(left, f"{score:.0f}", (place, score), (0, 3))
-        for name, tint, marker in zip(errors_of, ("#fbc681", COLORS["binary"]), "so"):
+        for name, tint, marker in zip(errors_of, (PALE, COLORS["binary"]), "so"):
             errors = examined[split][name]["errors"]
-            right.plot(errors, line, color=tint, marker=marker, label=f"{name}, {SIDES[split]}")
-            sides.append(f"{name}, {SIDES[split]}: error of the last state {errors[-1]:.2f}")
-        sides.append(f"scores on {SIDES[split]}: {told(scores, '.0f')}")
+            right.plot(errors, line, color=tint, marker=marker, label=f"{name}, {sentences}")
+            sides.append(f"{name}, {sentences}: error of the last state {errors[-1]:.2f}")
+        sides.append(f"scores on {sentences}: {told(scores, '.0f')}")
     below(left, examined["train"])
     left.set(ylabel="score, percent", ylim=(0, 119), yticks=range(0, 101, 25))
     left.legend(loc="upper right", ncols=2)
