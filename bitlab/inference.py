@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bitlab.config import bit_config
 from bitlab.data.sources import features
 from bitlab.data.tasks import SQUAD, Task, get_task
-from bitlab.errors import BitlabError, check_number
-from bitlab.experiments.prepared import prepare
+from bitlab.errors import BitlabError, check_choice, check_number
+from bitlab.experiments.prepared import load_splits, prepare
 from bitlab.experiments.schedule import FULL
 from bitlab.files import quiet
 from bitlab.heads import task_of
@@ -68,22 +68,26 @@ def evaluate(
     task: str | Task,
     data: str | os.PathLike | DatasetDict | Dataset = "auto",
     batch_size: int = 32,
+    split: str | None = None,
 ) -> dict:
-    """Score any model on a task's dev split or splits.
+    """Score any model on a task's dev split or splits, or on another: on "train", to see what it knows by heart.
 
     Args:
         model: a folder or a name as `load_any` takes; its labels are brought into the task's order.
         task: a name, or a `Task` of your own.
         data: where the task's data are, see `load_glue`; or the data: all splits, or the rows to score on.
+        split: the only split to score on, in place of dev.
     Returns:
         dict: `task`, `model`, `precision`, `metrics`, `score` (their mean), `examples`, `seconds` (of the model alone,
             tokens to logits) and `sentences_per_second`.
     Raises:
-        BitlabError: as `load_any` and `load_glue` do, and for data without a dev split.
+        BitlabError: as `load_any` and `load_glue` do, for data without the split, and for a test split.
     """
     task = get_task(task)
     tokenizer = load_tokenizer(model)
     loaded = _on_its_device(load_any(model, task))
+    if split:
+        data = _split(task, data, split)
     if isinstance(data, Dataset):
         data = DatasetDict({task.eval_splits[0]: data})
     dev = prepare(task, data, tokenizer, train_examples=0)
@@ -101,6 +105,15 @@ def evaluate(
         "seconds": round(seconds, 3),
         "sentences_per_second": round(dev.scored / seconds, 1),
     }
+
+
+def _split(task: Task, data: str | os.PathLike | DatasetDict | Dataset, split: str) -> Dataset:
+    if isinstance(data, Dataset):
+        raise BitlabError(f"these rows have no splits: give them without split={split!r}")
+    splits = load_splits(task, data)
+    scored = [name for name in splits if not name.startswith("test")]  # test rows come without their labels
+    check_choice(f"split of {task.title} here", split, scored)
+    return splits[split]
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """`bitlab doctor`: a line a finding, none of them twice, advice where something is absent."""
 
+import pytest
 import torch
 from tiny_models import refused
 
@@ -50,6 +51,13 @@ def test_what_is_there(capsys, monkeypatch, tmp_path):
     found = lines(capsys)
     assert any(line.startswith("data      ok") and str(tmp_path) in line for line in found)
     assert any(line.startswith("hub       ok") for line in found)
+
+
+@pytest.mark.parametrize(("seconds", "mark"), [(0.2, "ok"), (1.8, "--")])
+def test_bf16_is_advised_where_its_products_are_faster(capsys, monkeypatch, seconds, mark):
+    monkeypatch.setattr(doctor, "measure", lambda calls, rounds: {kind: [seconds**i] for i, kind in enumerate(calls)})
+    (line,) = (line for line in lines(capsys) if line.startswith("bf16"))
+    assert line.split()[1] == mark and f"{seconds:.2f} of float32" in line
 
 
 def test_a_word_that_is_no_mode(capsys, monkeypatch, here):

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from tiny_models import same, save, warm_up
 from transformers import pipeline
 
 from bitlab import BitConfig, binarize, cli, files
-from bitlab.data.sample import sample_glue, sample_tokenizer
+from bitlab.data.sample import sample_glue, sample_squad, sample_tokenizer
 from bitlab.data.tasks import SQUAD, TASKS, Task, get_task
 from bitlab.errors import BitlabError
 from bitlab.experiments import evaluate as evaluate_prepared
@@ -112,6 +112,23 @@ def test_a_score_is_that_of_the_experiments(tmp_path, task, kind):
     assert result["metrics"] == pytest.approx(metrics, abs=0.003) and result["score"] == pytest.approx(score, abs=0.003)
     assert result["precision"] == ("W32A32" if kind == "float" else "W1A1") and result["task"] == task
     assert result["examples"] == (1000 if task == "mnli" else 500) and result["sentences_per_second"] > 0
+
+
+@pytest.mark.parametrize(("task", "splits"), [("mnli", sample_glue("mnli", 40, 20)), ("squad", sample_squad(40, 20))])
+def test_any_split_is_scored_that_has_labels(tmp_path, task, splits):
+    folder = saved(tmp_path / "model", task)
+    for name in splits:
+        found, rows = evaluate(folder, task, splits, split=name), evaluate(folder, task, splits[name])
+        assert found["metrics"] == rows["metrics"] and found["examples"] == len(splits[name])
+    splits = DatasetDict(splits, test=splits["train"])
+    for data, name, says in (
+        (splits, "dev", "split of .* 'dev' does not exist: choose train"),
+        (splits, "test", "'test' does not exist"),
+        (splits["train"], "train", "have no splits"),
+    ):
+        with pytest.raises(BitlabError, match=says):
+            evaluate(folder, task, data, split=name)
+    assert cli.main(["evaluate", str(folder), task, "--data", "sample", "--split", "train"]) == 0
 
 
 def test_a_model_is_scored_in_its_own_label_order_on_data_of_your_own(tmp_path):

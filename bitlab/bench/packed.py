@@ -44,8 +44,6 @@ SHAPES = ((768, 768, True), (768, 3072, True), (3072, 768, False))  # inputs, ou
 ENCODERS = {"base": (768, 12, 3072), "minilm": (384, 12, 1536)}  # width, heads, inner width
 BASELINE = "float32"
 OURS = ("fake-quant", "packed")
-FLAGS = ("amx_int8", "amx_bf16", "avx512_vpopcntdq", "avx512_vnni", "avx512_bf16", "avx512f", "avx_vnni", "avx2")
-FLAGS += ("asimddp", "asimd")  # ARM's names
 
 
 def bench(
@@ -170,7 +168,7 @@ def _bytes(model: nn.Module) -> int:
 def _rows(what: str, times: dict[str, list[float]], sizes: dict[str, int | None] | None = None) -> list[dict]:
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     best = min((name for name in times if not name.startswith(OURS)), key=median.get)
-    rows, here = [], processor()
+    rows, here = [], environment.processor()
     for name, seconds in times.items():
         faster, against = (_faster(times[other], seconds) for other in (BASELINE, best))
         row = {"what": what, "contender": name, "seconds": median[name], "fastest": min(seconds)}
@@ -185,13 +183,6 @@ def _faster(others: list[float], own: list[float]) -> tuple[float, float, float]
     ratios = [other / mine for other, mine in zip(others, own, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return 1 / ratio(own, others), low, high
-
-
-def processor() -> str:
-    """The processor's name and those of its instruction sets that decide such times."""
-    words = " ".join(kernel.cpuinfo().values()).split()
-    flags = [flag for flag in FLAGS if flag in words]
-    return environment.processor_name() + (f" ({' '.join(flags)})" if flags else "")
 
 
 def _int8(model: nn.Module) -> nn.Module | None:

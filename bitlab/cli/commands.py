@@ -134,7 +134,7 @@ def _evaluate(options: argparse.Namespace) -> str:
         raise BitlabError(f"{options.task} is data of your own: name its columns, --text COLUMN --label COLUMN")
     else:
         task, data = get_task(options.task), str(expanded(options.data))
-    return _words(options, inference.evaluate(options.model, task, data), _score)
+    return _words(options, inference.evaluate(options.model, task, data, split=options.split), _score)
 
 
 def _score(result: dict) -> str:

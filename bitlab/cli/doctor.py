@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bitlab import compiled
+from bitlab.bench.timing import measure, ratio
 from bitlab.data.sources import DATA_VARIABLE, hub_reachable, hub_state
 from bitlab.errors import BitlabError
 from bitlab.experiments import environment
@@ -23,6 +25,7 @@ def findings() -> Iterator[str]:
     if torch.backends.mps.is_available():
         yield _line("mps", False, "there, but bitlab does not use it", "nothing: nobody has tried it there")
     yield _line("compiled", *compiled.status(), "training is faster with compiled formulas")
+    yield _bf16()
     backend, why = backend_status()
     yield _line(
         "packed", backend not in ("int8", "float"), f"{backend}: {why}", "inference is faster with the C kernel"
@@ -37,6 +40,17 @@ def findings() -> Iterator[str]:
 
 def _line(what: str, good: bool, detail: str, advice: str = "") -> str:
     return f"{what:9} {'ok' if good else '--'}   {detail}" + ("" if good else f" -> {advice}")
+
+
+def _bf16() -> str:
+    """Whether mixed precision is worth it: on processors without AMX products of bf16 may be slower than float32's."""
+    products, device = {}, "cpu" if environment.CPU else "cuda"
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.ones(*shape, dtype=dtype, device=device) for shape in ((512, 384), (384, 1536)))
+        products[dtype] = partial(torch.matmul, a, b)
+    times = measure(products, rounds=5)
+    taken = ratio(times[torch.bfloat16], times[torch.float32])
+    return _line("bf16", taken < 1, f"products take {taken:.2f} of float32's time", "train without --bf16 here")
 
 
 def _minilm() -> str:

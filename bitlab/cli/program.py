@@ -140,6 +140,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help=TRAINED)
     add("task", metavar="TASK-or-DATA", help=f"{GLUE_TASK}, squad, or a file of your own")
     add("--data", default="auto", help="of a task: auto, sample, hub or a folder of original files (default: auto)")
+    add("--split", help="of a task: train shows what it knows by heart (default: dev)")
     add("--text", metavar="COLUMN", help="of a file: its text's column, or two for pairs: premise,hypothesis")
     add("--label", metavar="COLUMN", help="of a file: its label's column")
     _add_json(parser)

@@ -10,6 +10,8 @@ import bitlab
 from bitlab.packed.kernel import cpuinfo
 
 CPU = not torch.cuda.is_available()
+FLAGS = ("amx_int8", "amx_bf16", "avx512_vpopcntdq", "avx512_vnni", "avx512_bf16", "avx512f", "avx_vnni", "avx2")
+FLAGS += ("asimddp", "asimd")  # ARM's names
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "scikit-learn")
 
 
@@ -45,12 +47,9 @@ def report(threads: int) -> dict[str, dict]:
     return {"machine": machine() | {"threads": threads}, "versions": versions()}
 
 
-def processor_name() -> str:
-    return cpuinfo().get("model name", platform.processor() or platform.machine())
-
-
 def processor() -> str:
-    """The processor's name with the vector instructions that matter here."""
-    flags = cpuinfo().get("flags", "")
-    vector = [label for flag, label in (("avx512_vpopcntdq", "AVX512-VPOPCNTDQ"), ("avx2", "AVX2")) if flag in flags]
-    return f"{processor_name()} ({vector[0]})" if vector else processor_name()
+    """The processor's name, and those of its instruction sets that decide times and, in bf16, sums."""
+    info = cpuinfo()
+    words = " ".join(info.values()).split()
+    flags = " ".join(flag for flag in FLAGS if flag in words)
+    return info.get("model name", platform.processor() or platform.machine()) + (f" ({flags})" if flags else "")

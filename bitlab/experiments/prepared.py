@@ -162,7 +162,7 @@ def prepare(
     if task.kind == "span":
         sizes = WindowSizes.fitting(tokenizer, **window_sizes)
         tokenizer = right_sided(tokenizer)
-        splits = source if isinstance(source, DatasetDict) else load_squad(source)
+        splits = load_splits(task, source)
         train, (dev,) = _needed(task, splits, train_examples)
         windows = encode_windows(splits[dev], tokenizer, sizes)
         tokens = train and encode_windows(train, tokenizer, sizes).tokens
@@ -172,11 +172,18 @@ def prepare(
     for name, value in window_sizes.items():
         if value is not None:
             raise BitlabError(f"{name} is for SQuAD: {task.title} has no windows")
-    splits = load_glue(task, source)
+    splits = load_splits(task, source)
     train, present = _needed(task, splits, train_examples)
     evaluations = {name: encode(splits[name], task, tokenizer) for name in present}
     tests = {name: rows for name, rows in splits.items() if name.startswith("test")}
     return Prepared(task, tokenizer, train and encode(train, task, tokenizer), evaluations, fixed_length, tests=tests)
+
+
+def load_splits(task: Task, source: str | DatasetDict) -> DatasetDict:
+    """All of a task's splits, from "sample", "hub", "auto", a folder, or as they are given."""
+    if task.kind != "span":
+        return load_glue(task, source)
+    return source if isinstance(source, DatasetDict) else load_squad(source)
 
 
 def _needed(task: Task, splits: DatasetDict, train_examples: int | None) -> tuple[Dataset | None, list[str]]:
