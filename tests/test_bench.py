@@ -82,12 +82,13 @@ def test_ratio_is_taken_within_a_round():
     assert [len(seconds) for seconds in times.values()] == [3, 3]
 
 
-def test_command(capsys, monkeypatch):
+def test_command(capsys, caplog, monkeypatch):
     monkeypatch.setattr(bench, "Shape", lambda layers, batch, length: Shape(layers, 32, batch, length, 200))
     assert (
         cli.main(["bench", "train", "--layers", "1", "--batch", "2", "--length", "8", "--rounds", "1", "--json"]) == 0
     )
     assert {row["name"] for row in json.loads(capsys.readouterr().out)["rows"]} == set(CONTENDERS)
+    assert all(f"warming up: {name}" in caplog.messages for name in CONTENDERS)  # minutes pass with a sign of life
 
 
 @pytest.mark.parametrize("words", ["bench train --batch 2 --batch 3", "bench train --length 600", "bench nothing"])

@@ -1,5 +1,6 @@
 """Timing on machines that others use too: contenders run in turns, and ratios are taken within a turn."""
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ import torch
 
 from bitlab.compiled import torch_threads
 from bitlab.files import quiet
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -33,9 +36,11 @@ def measure(
         clock = time.process_time if alone else time.perf_counter
     repeats = {}
     for name, call in contenders.items():
+        logger.info("warming up: %s", name)
         call()
         repeats[name] = max(1, round(at_least / _seconds(call, 1, clock)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    logger.info("measuring, %d rounds", rounds)
     for _ in range(rounds):
         for name, call in contenders.items():
             times[name].append(_seconds(call, repeats[name], clock))

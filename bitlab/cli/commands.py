@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -146,6 +147,8 @@ def _score(result: dict) -> str:
 
 def _bench(options: argparse.Namespace) -> str:
     settings = BenchSettings(**given(BenchSettings, options))
+    logging.basicConfig(format="%(message)s")  # to standard error, that minutes pass with a sign of life
+    logging.getLogger("bitlab.bench").setLevel(logging.INFO)
     if options.what == "train":
         return _words(options, _bench_train(settings), bench_training.table)
     return _words(options, _bench_packed(settings), bench_packed.table)
