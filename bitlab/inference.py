@@ -78,8 +78,8 @@ def evaluate(
         data: where the task's data are, see `load_glue`; or the data: all splits, or the rows to score on.
         split: the only split to score on, in place of dev.
     Returns:
-        dict: `task`, `model`, `precision`, `metrics`, `score` (their mean), `examples`, `seconds` (of the model alone,
-            tokens to logits) and `sentences_per_second`.
+        dict: `task`, `split`, `model`, `precision`, `metrics`, `score` (their mean), `examples`, `seconds` (of the
+            model alone, tokens to logits) and `sentences_per_second`.
     Raises:
         BitlabError: as `load_any` and `load_glue` do, for data without the split, and for a test split.
     """
@@ -97,6 +97,7 @@ def evaluate(
     bits = bit_config(loaded)
     return {
         "task": task.name,
+        "split": split,
         "model": os.path.basename(os.fspath(model)),
         "precision": bits.precision if bits else FULL,
         "score": dev.score(metrics),

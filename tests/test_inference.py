@@ -115,7 +115,7 @@ def test_a_score_is_that_of_the_experiments(tmp_path, task, kind):
 
 
 @pytest.mark.parametrize(("task", "splits"), [("mnli", sample_glue("mnli", 40, 20)), ("squad", sample_squad(40, 20))])
-def test_any_split_is_scored_that_has_labels(tmp_path, task, splits):
+def test_any_split_is_scored_that_has_labels(tmp_path, capsys, task, splits):
     folder = saved(tmp_path / "model", task)
     for name in splits:
         found, rows = evaluate(folder, task, splits, split=name), evaluate(folder, task, splits[name])
@@ -129,6 +129,7 @@ def test_any_split_is_scored_that_has_labels(tmp_path, task, splits):
         with pytest.raises(BitlabError, match=says):
             evaluate(folder, task, data, split=name)
     assert cli.main(["evaluate", str(folder), task, "--data", "sample", "--split", "train"]) == 0
+    assert f"on {task}, train:" in capsys.readouterr().out
 
 
 def test_a_model_is_scored_in_its_own_label_order_on_data_of_your_own(tmp_path):

@@ -141,7 +141,8 @@ def _evaluate(options: argparse.Namespace) -> str:
 def _score(result: dict) -> str:
     metrics = "  ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
     speed = f"{result['seconds']:.1f} s, {result['sentences_per_second']:,.0f} a second"
-    scored = f"{result['model']} ({result['precision']}) on {result['task']}: {result['score']:.3f}   {metrics}"
+    rows = f"{result['task']}, {result['split']}" if result["split"] else result["task"]
+    scored = f"{result['model']} ({result['precision']}) on {rows}: {result['score']:.3f}   {metrics}"
     return f"{scored}   ({result['examples']:,} examples in {speed})"
 
 
