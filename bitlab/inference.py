@@ -110,10 +110,10 @@ def evaluate(
 
 def _split(task: Task, data: str | os.PathLike | DatasetDict | Dataset, split: str) -> Dataset:
     if isinstance(data, Dataset):
-        raise BitlabError(f"these rows have no splits: give them without split={split!r}")
+        raise BitlabError(f"these rows have no split {split!r}: name a task, or leave the split out")
     splits = load_splits(task, data)
     scored = [name for name in splits if not name.startswith("test")]  # test rows come without their labels
-    check_choice(f"split of {task.title} here", split, scored)
+    check_choice(f"{task.title} split", split, scored)
     return splits[split]
 
 

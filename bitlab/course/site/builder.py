@@ -23,6 +23,8 @@ from bitlab.course.series import notebooks
 from bitlab.results import SHIPPED
 
 HERE = Path(__file__).parent  # conf.py and reference.md
+MEASURED = {"measured": SHIPPED / "README.md"}
+MEASURED |= {name: SHIPPED / name / "README.md" for name in ("tuning", "speed")}
 MATHJAX = "tex-svg.js"
 
 
@@ -48,8 +50,9 @@ def build(series: Path, executed: Path, readme: Path, site: Path) -> int:
         for path in paths:
             nbformat.write(page(path, executed / path.name), source / path.name)
         shutil.copy(HERE / "reference.md", source)
-        (source / "measured.md").write_text(unlinked((SHIPPED / "README.md").read_text("utf-8")), "utf-8")
-        pages = [*(path.stem for path in paths), "measured", "reference"]
+        for name, path in MEASURED.items():
+            (source / f"{name}.md").write_text(unlinked(path.read_text("utf-8")), "utf-8")
+        pages = [*(path.stem for path in paths), *MEASURED, "reference"]
         (source / "index.md").write_text(front_page(readme.read_text("utf-8"), pages), "utf-8")
         static.mkdir()
         shutil.copy(files("sphinx-mathjax-offline") / "static" / "mathjax" / MATHJAX, static)
