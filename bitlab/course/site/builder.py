@@ -23,8 +23,7 @@ from bitlab.course.series import notebooks
 from bitlab.results import SHIPPED
 
 HERE = Path(__file__).parent  # conf.py and reference.md
-MEASURED = {"measured": SHIPPED / "README.md"}
-MEASURED |= {name: SHIPPED / name / "README.md" for name in ("tuning", "speed")}
+MEASURED = {"measured": SHIPPED, "tuning": SHIPPED / "tuning", "speed": SHIPPED / "speed"}  # folders of pages
 MATHJAX = "tex-svg.js"
 
 
@@ -50,8 +49,8 @@ def build(series: Path, executed: Path, readme: Path, site: Path) -> int:
         for path in paths:
             nbformat.write(page(path, executed / path.name), source / path.name)
         shutil.copy(HERE / "reference.md", source)
-        for name, path in MEASURED.items():
-            (source / f"{name}.md").write_text(unlinked(path.read_text("utf-8")), "utf-8")
+        for name, folder in MEASURED.items():
+            (source / f"{name}.md").write_text(unlinked((folder / "README.md").read_text("utf-8")), "utf-8")
         pages = [*(path.stem for path in paths), *MEASURED, "reference"]
         (source / "index.md").write_text(front_page(readme.read_text("utf-8"), pages), "utf-8")
         static.mkdir()
